@@ -1,0 +1,100 @@
+# Everything runs in .venv, from pinned and hashed packages; `make help` lists what there is.
+# ARGS go to the command: make demo ARGS="--tests 3", make test ARGS="-k settle".
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check --quiet --quiet
+INSTALL_LOCKED := install --require-hashes --requirement
+INSTALL_SELF := install --no-deps --no-build-isolation
+UV_VERSION := 0.13.8
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-package bandolero
+
+# One environment, two stamps that touch it: never at the same time.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types imports coverage wheel-test bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { \
+	    echo "PYTHON == '$(PYTHON)', must be a command: install Python 3.11 or newer, or name one with 'make PYTHON=python3.12 …'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$$($(PYTHON) --version 2>&1) at '$(PYTHON)', must be >= 3.11: name a newer one with 'make PYTHON=python3.12 …'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# What the demo needs, and no more.
+$(VENV)/.demo: requirements.lock pyproject.toml | $(VENV)/.made
+	@echo "Installing the packages of $< into $(VENV): a minute or two the first time."
+	@$(BIN)/python $(PIP) $(INSTALL_LOCKED) requirements.lock
+	@$(BIN)/python $(PIP) $(INSTALL_SELF) --editable .
+	@touch $@
+
+# The development lock holds everything of the other one.
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.made
+	@echo "Installing the packages of $< into $(VENV): a minute or two the first time."
+	@$(BIN)/python $(PIP) $(INSTALL_LOCKED) requirements-dev.lock
+	@$(BIN)/python $(PIP) $(INSTALL_SELF) --editable .
+	@touch $(VENV)/.demo $@
+
+demo: $(VENV)/.demo  ## run the main job end to end on an embedded store
+	$(BIN)/bandolero demo $(ARGS)
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev  ## check types
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev  ## check who may import whom
+	$(BIN)/lint-imports
+
+# Kernels run as plain Python here, so that their lines are seen; hence the longer time limit.
+coverage: $(VENV)/.dev  ## run the tests with kernels as plain Python, and measure
+	$(BIN)/coverage erase
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow" --timeout 300 $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+wheel-test: $(VENV)/.dev  ## run the tests against the built wheel, with no source beside them
+	@set -eu; \
+	home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
+	env -u PYTHONPATH $(BIN)/python -m hatchling build --target sdist --target wheel --directory "$$home/dist"; \
+	$(PYTHON) -m venv "$$home/venv"; \
+	"$$home/venv/bin/python" $(PIP) $(INSTALL_LOCKED) requirements-dev.lock; \
+	"$$home/venv/bin/python" $(PIP) install --no-deps "$$home"/dist/*.whl; \
+	mkdir "$$home/run"; \
+	cp -R tests pyproject.toml README.md "$$home/run"; \
+	if [ -d data ]; then cp -R data "$$home/run"; fi; \
+	cd "$$home/run"; \
+	env -u PYTHONPATH "$$home/venv/bin/python" -P -m pytest -p no:cacheprovider -m "not slow" tests $(ARGS)
+
+bench: $(VENV)/.dev  ## run the benchmarks: each prints machine, versions and medians
+	@set -eu; for script in benchmarks/[!_]*.py; do \
+	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+lock:  ## pin the newest packages that pyproject.toml allows (ARGS=--upgrade), else only what it newly asks for
+	@set -eu; \
+	home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
+	$(PYTHON) -m venv "$$home"; \
+	"$$home/bin/python" $(PIP) install uv==$(UV_VERSION); \
+	"$$home/bin"/$(COMPILE) $(ARGS) pyproject.toml --extra service --group build --output-file requirements.lock; \
+	"$$home/bin"/$(COMPILE) $(ARGS) --constraint requirements.lock pyproject.toml --extra service --group dev --output-file requirements-dev.lock; \
+	! grep -n '://' requirements.lock requirements-dev.lock
+
+clean:  ## remove what make and the tools made (not .bandolero, which holds data)
+	rm -rf $(VENV) dist out htmlcov .coverage .coverage.* .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find benchmarks engine service tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""The numbers a decision is drawn with: hashes, so that any decision can be re-derived.
+
+A draw number depends on the tenant, the experiment and a token (the decision's nonce, or
+the raw unit where draws are sticky) and on nothing else: no generator state, no clock.
+"""
+
+from hashlib import blake2b
+from struct import Struct
+from typing import NamedTuple
+
+NONCE_BYTES = 8
+_PAIR = Struct("<QQ")
+_UNIT_INTERVAL = 2.0**-53
+
+
+class Draws(NamedTuple):
+    """Two independent numbers in [0, 1): for the arm, and for the holdout."""
+
+    arm: float
+    holdout: float
+
+
+def experiment_key(tenant: str, experiment_id: str) -> bytes:
+    """Eight bytes that stand for an experiment in hashes, ids and shard choice."""
+    name = f"{tenant}\0{experiment_id}".encode()
+    return blake2b(name, digest_size=8, person=b"experiment").digest()
+
+
+def shard_of(key: bytes, n_shards: int) -> int:
+    """The shard an experiment lives on, in 0 … n_shards - 1."""
+    return int.from_bytes(key, "little") % n_shards
+
+
+def draws(key: bytes, token: bytes) -> Draws:
+    """Hash an experiment key and a token to two uniform numbers.
+
+    53 bits each; a keyed BLAKE2b, so experiments draw independently for the same unit.
+    """
+    digest = blake2b(token, digest_size=16, key=key).digest()
+    arm, holdout = _PAIR.unpack(digest)
+    return Draws((arm >> 11) * _UNIT_INTERVAL, (holdout >> 11) * _UNIT_INTERVAL)

@@ -1,0 +1,340 @@
+"""The experiment specification: what it may say, and every fault of one that is wrong.
+
+One definition serves the file (YAML or JSON), the HTTP body and the OpenAPI document.
+`parse_experiment` refuses a specification whole and lists *all* its faults, so that its
+author mends it in one go. An `ExperimentRecord` is a specification with its life: status,
+variant states, version.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MAX_VARIANTS = 1000
+MAX_FILE_BYTES = 1_000_000
+MAX_WINDOW_S = 86_400.0
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+EventType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Text = Annotated[str, Field(max_length=10_000)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Status = Literal["draft", "running", "paused", "stopped"]
+VariantStatus = Literal["active", "paused", "retired"]
+
+
+class _Model(BaseModel):
+    """Frozen, strict (no silent casts), and closed to unknown fields."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False
+    )
+
+
+class Objective(_Model):
+    """What a decision can earn, how it is counted and for how long.
+
+    `trial` says which decisions count: every decision, or those with an impression.
+    """
+
+    event: EventType = "click"
+    reward: Literal["binary", "value", "count"] = "binary"
+    attribution_window_s: Annotated[float, Field(gt=0.0, le=MAX_WINDOW_S)] = 1800.0
+    trial: Literal["decision", "impression"] = "decision"
+
+    @property
+    def window_ms(self) -> int:
+        """The attribution window in milliseconds."""
+        return round(self.attribution_window_s * 1000)
+
+
+class Metric(_Model):
+    """A further outcome to report; learned from by the refresh only."""
+
+    name: Identifier
+    event: EventType
+    reward: Literal["binary", "value", "count"] = "binary"
+    window_s: Annotated[float, Field(gt=0.0, le=30 * 86_400)] = 1800.0
+    guardrail: bool = False
+
+
+class BetaThompsonSpec(_Model):
+    """Thompson sampling for a binary reward; the prior of every variant's rate."""
+
+    kind: Literal["beta_thompson"] = "beta_thompson"
+    prior_alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
+    prior_beta: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
+
+
+class FixedSpec(_Model):
+    """A split by constant weights; variants left out get nothing."""
+
+    kind: Literal["fixed"] = "fixed"
+    weights: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]]
+
+
+class UniformSpec(_Model):
+    """The same probability for every eligible variant."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+PolicySpec = Annotated[
+    BetaThompsonSpec | FixedSpec | UniformSpec, Field(discriminator="kind")
+]
+
+
+class CategoricalField(_Model):
+    """A context field with known levels; unknown ones take the level "other"."""
+
+    kind: Literal["categorical"]
+    name: Identifier
+    levels: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    default: Text = "other"
+
+
+class CyclicField(_Model):
+    """A number on a circle, such as the hour of the day with period 24."""
+
+    kind: Literal["cyclic"]
+    name: Identifier
+    period: Annotated[float, Field(gt=0.0)]
+    default: float = 0.0
+
+
+class NumericField(_Model):
+    """A plain number."""
+
+    kind: Literal["numeric"]
+    name: Identifier
+    default: float = 0.0
+
+
+ContextField = Annotated[
+    CategoricalField | CyclicField | NumericField, Field(discriminator="kind")
+]
+
+
+class Allocation(_Model):
+    """How traffic is kept honest: floors, a uniform holdout, stickiness by unit."""
+
+    holdout_share: Share = 0.0
+    min_share: Share = 0.01
+    sticky: Literal["none", "unit"] = "none"
+
+
+class Variant(_Model):
+    """One creative competing in an experiment."""
+
+    id: Identifier
+    creative: Annotated[dict[Text, Text], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
+    attributes: Annotated[
+        dict[Text, Text | int | float | bool], Field(max_length=100)
+    ] = Field(default_factory=dict)
+
+
+class Experiment(_Model):
+    """Variants, policy, objective and context schema, optionally for a placement."""
+
+    experiment: Identifier
+    tenant: Identifier | None = None
+    placement: Text | None = None
+    control: Identifier | None = None
+    objective: Objective = Objective()
+    metrics: Annotated[list[Metric], Field(max_length=50)] = []
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
+    policy: PolicySpec = BetaThompsonSpec()
+    context: Annotated[list[ContextField], Field(max_length=100)] = []
+    allocation: Allocation = Allocation()
+    variants: Annotated[list[Variant], Field(min_length=1, max_length=MAX_VARIANTS)]
+
+    @property
+    def variant_ids(self) -> list[str]:
+        """Ids in arm order."""
+        return [variant.id for variant in self.variants]
+
+    @property
+    def control_arm(self) -> int:
+        """The arm others are compared with (default: the first)."""
+        return self.variant_ids.index(self.control) if self.control else 0
+
+
+class ExperimentRecord(BaseModel):
+    """An experiment with its life: who owns it, its version, status, variant states.
+
+    `variant_states` names only variants that are not active.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tenant: str
+    spec: Experiment
+    spec_version: int = 1
+    status: Status = "draft"
+    variant_states: dict[str, VariantStatus] = {}
+    created_at_ms: int = 0
+    started_at_ms: int | None = None
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment's id, unique per tenant."""
+        return self.spec.experiment
+
+    @property
+    def active_arms(self) -> tuple[int, ...]:
+        """Arms that may be shown, in order."""
+        states = self.variant_states
+        return tuple(
+            arm
+            for arm, variant_id in enumerate(self.spec.variant_ids)
+            if states.get(variant_id, "active") == "active"
+        )
+
+
+class Fault(NamedTuple):
+    """One thing wrong with a specification: where, and which rule it breaks."""
+
+    field: str
+    message: str
+
+
+class InvalidExperimentError(ValueError):
+    """A specification was refused; `faults` lists everything wrong with it."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("; ".join(fault.message for fault in faults))
+        self.faults = faults
+
+
+def parse_experiment(raw: object) -> Experiment:
+    """Check a decoded specification and return it.
+
+    Raises
+    ------
+    InvalidExperimentError
+        With every fault, structural and between fields.
+    """
+    faults: list[Fault] = []
+    experiment = None
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as error:
+        faults = [_fault(dict(item)) for item in error.errors()]
+    if isinstance(raw, Mapping):
+        faults += _cross_faults(cast("Mapping[str, Any]", raw))
+    if faults or experiment is None:
+        raise InvalidExperimentError(faults)
+    return experiment
+
+
+def load_experiment(text: bytes) -> Experiment:
+    """Read a specification from the bytes of a YAML or JSON file.
+
+    Raises
+    ------
+    InvalidExperimentError
+        When the file is too large, cannot be read, or breaks a rule.
+    """
+    if len(text) > MAX_FILE_BYTES:
+        message = f"file == {len(text)} bytes, must be <= {MAX_FILE_BYTES}."
+        raise InvalidExperimentError([Fault("", message)])
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        message = f"file is not YAML or JSON: {' '.join(str(error).split())[:300]}."
+        raise InvalidExperimentError([Fault("", message)]) from None
+    return parse_experiment(raw)
+
+
+def _fault(item: dict[str, Any]) -> Fault:
+    """Turn a pydantic error into our grammar: name == value, must be rule."""
+    field = _field_name(item["loc"])
+    rule = str(item["msg"]).removeprefix("Input ").removeprefix("should ")
+    kind = item["type"]
+    if kind == "missing":
+        return Fault(field, f"{field} is missing.")
+    if kind == "extra_forbidden":
+        return Fault(field, f"{field} is not a known field.")
+    if kind.startswith("union_tag"):
+        tags = item.get("ctx", {}).get("expected_tags", "")
+        given = item.get("ctx", {}).get("tag")
+        return Fault(f"{field}.kind", f"{field}.kind == {given!r}, must be {tags}.")
+    if rule.startswith("String should match pattern"):
+        rule = rule.removeprefix("String should ")
+    if len(shown := repr(item["input"])) > 80:
+        shown = shown[:77] + "..."
+    return Fault(field, f"{field or 'experiment file'} == {shown}, must {rule}.")
+
+
+def _field_name(loc: tuple[str | int, ...]) -> str:
+    """Dotted path as an author would write it, without the tags of tagged unions."""
+    parts: list[str] = []
+    for i, part in enumerate(loc):
+        is_tag = (i == 1 and loc[0] == "policy") or (i == 2 and loc[0] == "context")
+        if isinstance(part, int):
+            parts[-1:] = [f"{parts[-1]}[{part}]" if parts else f"[{part}]"]
+        elif not is_tag:
+            parts.append(part)
+    return ".".join(parts)
+
+
+def _cross_faults(raw: Mapping[str, Any]) -> list[Fault]:
+    """Rules between fields, read defensively: other fields may be wrong too."""
+    variant_ids = _named(raw.get("variants"), "id")
+    faults = [
+        *_repeated("variants", "id", variant_ids),
+        *_repeated("context", "name", _named(raw.get("context"), "name")),
+        *_repeated("metrics", "name", _named(raw.get("metrics"), "name")),
+    ]
+    control = raw.get("control")
+    if isinstance(control, str) and variant_ids and control not in variant_ids:
+        faults.append(_unknown_variant("control", control))
+    policy, objective = raw.get("policy"), raw.get("objective")
+    if isinstance(policy, Mapping):
+        faults += _policy_faults(policy, objective, variant_ids)
+    return faults
+
+
+def _policy_faults(
+    policy: Mapping[str, Any], objective: object, variant_ids: list[str]
+) -> list[Fault]:
+    faults: list[Fault] = []
+    weights = policy.get("weights")
+    if policy.get("kind") == "fixed" and isinstance(weights, Mapping):
+        faults += [
+            _unknown_variant(f"policy.weights.{key}", key)
+            for key in weights
+            if key not in variant_ids
+        ]
+        numbers = [w for w in weights.values() if isinstance(w, int | float)]
+        if len(numbers) == len(weights) and abs(sum(numbers) - 1.0) > 1e-6:
+            message = f"policy.weights sum == {sum(numbers):g}, must be 1."
+            faults.append(Fault("policy.weights", message))
+    reward = objective.get("reward", "binary") if isinstance(objective, Mapping) else ""
+    if policy.get("kind") == "beta_thompson" and reward in {"value", "count"}:
+        rule = "must be 'binary' with policy.kind == 'beta_thompson'."
+        message = f"objective.reward == {reward!r}, {rule}"
+        faults.append(Fault("objective.reward", message))
+    return faults
+
+
+def _named(items: object, key: str) -> list[str]:
+    entries = items if isinstance(items, list) else []
+    names = [entry.get(key) for entry in entries if isinstance(entry, Mapping)]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _repeated(field: str, key: str, names: list[str]) -> list[Fault]:
+    return [
+        Fault(field, f"{field}.{key} == {name!r} stands {n} times, must be unique.")
+        for name, n in Counter(names).items()
+        if n > 1
+    ]
+
+
+def _unknown_variant(field: str, variant_id: object) -> Fault:
+    return Fault(field, f"{field} == {variant_id!r}, must be the id of a variant.")

@@ -1,0 +1,1 @@
+"""What data and beliefs say of variants: comparison, sample-ratio check, priors."""

@@ -1,0 +1,284 @@
+"""Files of the lake and the manifest that lists them.
+
+A *commit* holds all a shard's log says between two log times, one file per table and day.
+Files are written first, then the commit's manifest entry, named by where it starts and
+made only if absent: a commit is there whole or not at all, cannot be made twice, and a
+re-run after a kill overwrites the same files. Readers read the manifest, never a glob,
+and check each file against its hash: Parquet's own checksums are ignored by many
+readers, and a damaged page then reads as wrong data.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from bandolero.fold import DAY_MS
+from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
+
+SNAPSHOTS_TABLE = pa.schema(
+    [
+        ("tenant_id", pa.string()),
+        ("experiment_id", pa.string()),
+        ("version", pa.int64()),
+        ("spec_version", pa.int64()),
+        ("created_at_ms", pa.int64()),
+        ("folded_to", pa.string()),
+        ("variant_ids", pa.list_(pa.string())),
+        ("probabilities", pa.list_(pa.float64())),
+        ("posterior", pa.string()),
+        ("snapshot", pa.binary()),
+        ("log_id", pa.string()),
+        ("log_ms", pa.int64()),
+    ]
+)
+CONTROL_TABLE = pa.schema(
+    [
+        ("tenant_id", pa.string()),
+        ("experiment_id", pa.string()),
+        ("kind", pa.string()),
+        ("body", pa.string()),
+        ("log_id", pa.string()),
+        ("log_ms", pa.int64()),
+    ]
+)
+TABLES = {
+    "decisions": DECISIONS_TABLE,
+    "events": EVENTS_TABLE,
+    "snapshots": SNAPSHOTS_TABLE,
+    "control": CONTROL_TABLE,
+}
+SCHEMA_VERSION = 1
+
+
+class LakeFile(NamedTuple):
+    """One listed file: its table, its path under the lake's root, what it must be."""
+
+    table: str
+    path: str
+    rows: int
+    bytes: int
+    blake2b: str
+
+
+class Commit(NamedTuple):
+    """What a shard's log says in (after_ms, until_ms], or one ingested file."""
+
+    shard: str
+    after_ms: int
+    until_ms: int
+    files: tuple[LakeFile, ...]
+
+
+class BadFile(NamedTuple):
+    """A listed file that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+class OverlapError(RuntimeError):
+    """Another writer has already committed from the same position."""
+
+
+class Lake:
+    """A directory, or a prefix of any Arrow filesystem, that holds a lake."""
+
+    def __init__(self, where: str | Path) -> None:
+        if "://" in str(where):
+            self.filesystem, self.root = fs.FileSystem.from_uri(str(where))
+        else:
+            root = Path(where).absolute()
+            root.mkdir(parents=True, exist_ok=True)
+            self.filesystem, self.root = fs.LocalFileSystem(), str(root)
+
+    def commit(
+        self, shard: str, after_ms: int, until_ms: int, tables: Mapping[str, pa.Table]
+    ) -> Commit:
+        """Write tables (by name, with `log_ms`) and list them, whole or not at all.
+
+        Raises
+        ------
+        OverlapError
+            When a commit of this shard from `after_ms` exists.
+        """
+        entry = f"manifest/{shard}/{after_ms:013d}.json"
+        if self._exists(entry):
+            raise OverlapError(f"{entry} exists: another archiver writes this shard.")
+        files = [
+            self._write_file(
+                name, f"{shard}-{after_ms:013d}-{until_ms:013d}", day, part
+            )
+            for name, table in tables.items()
+            for day, part in _by_day(table)
+        ]
+        commit = Commit(shard, after_ms, until_ms, tuple(files))
+        body = {
+            **commit._asdict(),
+            "files": [file._asdict() for file in files],
+            "schema_version": SCHEMA_VERSION,
+        }
+        self.write_bytes(entry, json.dumps(body, indent=1).encode())
+        return commit
+
+    def commits(self) -> list[Commit]:
+        """All commits, by shard and position."""
+        paths = self._list("manifest")
+        return [self._read_commit(path) for path in sorted(paths)]
+
+    def until_ms(self, shard: str) -> int:
+        """Log time up to which a shard is archived without a gap; 0 for a new one."""
+        paths = sorted(self._list(f"manifest/{shard}"))
+        return self._read_commit(paths[-1]).until_ms if paths else 0
+
+    def watermark_ms(self) -> int:
+        """Log time up to which the lake is complete on every live shard."""
+        latest: dict[str, int] = {}
+        for commit in self.commits():
+            if not commit.shard.startswith("ingest"):
+                seen = latest.get(commit.shard, 0)
+                latest[commit.shard] = max(seen, commit.until_ms)
+        return min(latest.values(), default=0)
+
+    def files(
+        self, table: str, from_ms: int = 0, to_ms: int | None = None
+    ) -> list[LakeFile]:
+        """Listed files of a table that may hold rows logged in [from_ms, to_ms]."""
+        return [
+            file
+            for commit in self.commits()
+            for file in commit.files
+            if file.table == table
+            and commit.until_ms >= from_ms
+            and (to_ms is None or commit.after_ms < to_ms)
+        ]
+
+    def read(
+        self, table: str, from_ms: int = 0, to_ms: int | None = None
+    ) -> tuple[pa.Table, list[BadFile]]:
+        """Rows of a table in log order, and the files that were set aside.
+
+        A damaged, missing or foreign file is copied to `quarantine/` with its reason.
+        Log times narrow down the files, not the rows.
+        """
+        good, bad = [], []
+        for file in self.files(table, from_ms, to_ms):
+            try:
+                good.append(self._read_file(file))
+            except (OSError, ValueError, pa.ArrowException) as error:
+                reason = " ".join(str(error).split())[:300]
+                self._quarantine(file, reason)
+                bad.append(BadFile(file.path, reason))
+        rows = pa.concat_tables(good) if good else TABLES[table].empty_table()
+        return rows.take(_log_order(rows)), bad
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a file of the lake so that it is there whole or not at all."""
+        final = f"{self.root}/{path}"
+        self.filesystem.create_dir(final.rpartition("/")[0], recursive=True)
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            with self.filesystem.open_output_stream(final) as sink:
+                sink.write(data)
+            return
+        _write_durably(Path(final), data)
+
+    def read_bytes(self, path: str) -> bytes:
+        """The bytes of a file of the lake."""
+        with self.filesystem.open_input_stream(f"{self.root}/{path}") as source:
+            return bytes(source.read())
+
+    def _write_file(self, table: str, name: str, day: str, rows: pa.Table) -> LakeFile:
+        sink = pa.BufferOutputStream()
+        rows = rows.select(TABLES[table].names).cast(TABLES[table])
+        pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
+        data = bytes(sink.getvalue())
+        path = f"{table}/date={day}/{name}.parquet"
+        self.write_bytes(path, data)
+        return LakeFile(table, path, rows.num_rows, len(data), _hash(data))
+
+    def _read_file(self, file: LakeFile) -> pa.Table:
+        data = self.read_bytes(file.path)
+        if _hash(data) != file.blake2b:
+            raise ValueError(f"{file.path} does not have the hash of its manifest.")
+        table = pq.read_table(pa.BufferReader(data), partitioning=None)
+        if not table.schema.equals(TABLES[file.table]):
+            raise ValueError(f"{file.path} does not have the schema of its table.")
+        return table
+
+    def _quarantine(self, file: LakeFile, reason: str) -> None:
+        name = f"quarantine/{file.path}"
+        note = {
+            "path": file.path,
+            "reason": reason,
+            "at": datetime.now(UTC).isoformat(),
+        }
+        self.write_bytes(f"{name}.json", json.dumps(note).encode())
+        if self._exists(file.path):
+            self.write_bytes(name, self.read_bytes(file.path))
+
+    def _read_commit(self, path: str) -> Commit:
+        body = json.loads(self.read_bytes(path))
+        files = tuple(LakeFile(**file) for file in body["files"])
+        return Commit(body["shard"], body["after_ms"], body["until_ms"], files)
+
+    def _exists(self, path: str) -> bool:
+        info = self.filesystem.get_file_info(f"{self.root}/{path}")
+        return bool(info.type == fs.FileType.File)
+
+    def _list(self, path: str) -> Iterator[str]:
+        where = fs.FileSelector(
+            f"{self.root}/{path}", recursive=True, allow_not_found=True
+        )
+        for info in self.filesystem.get_file_info(where):
+            if info.type == fs.FileType.File and info.path.endswith(".json"):
+                yield info.path[len(self.root) + 1 :]
+
+
+def rows_of(name: str, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
+    """A table of the lake from tuples in the order of its schema."""
+    schema = TABLES[name]
+    columns = list(zip(*rows, strict=True))
+    if not columns:
+        return schema.empty_table()
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
+
+
+def _by_day(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Rows by the UTC day of their log time."""
+    days = np.asarray(table["log_ms"].to_numpy()) // DAY_MS
+    for day in np.unique(days):
+        date = datetime.fromtimestamp(int(day) * DAY_MS / 1000, UTC)
+        yield date.strftime("%Y-%m-%d"), table.filter(pa.array(days == day))
+
+
+def _log_order(table: pa.Table) -> pa.Array:
+    """Indices that sort rows by log id; ties keep their order within a block."""
+    sequence = pc.cast(
+        pc.replace_substring_regex(table["log_id"], pattern=r"^.*-", replacement=""),
+        pa.int64(),
+    )
+    keys = np.lexsort((sequence.to_numpy(), np.asarray(table["log_ms"].to_numpy())))
+    return pa.array(keys)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _hash(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()

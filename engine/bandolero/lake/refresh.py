@@ -1,0 +1,207 @@
+"""The nightly job: settle everything the lake holds, once more and with hindsight.
+
+What the live fold learned stays as it was; the refresh says by how much it was wrong.
+A `Correction` is (settled at the watermark) - (settled live), per variant: late events,
+refunds and retractions. The learner adds the newest one to its counts, so applying the
+same night twice changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+
+from bandolero.experiment import ExperimentRecord
+from bandolero.fold import DAY_MS
+from bandolero.inference.priors import BetaPrior, fit_beta_prior
+from bandolero.lake.catalog import BadFile, Lake
+from bandolero.lake.settling import EXPERIMENT, closed_decisions, settle_expr
+
+MEASURES = ("trials", "hits", "impressions", "rewards_micros", "rewards_squared")
+Progress = Callable[[str], None]
+
+
+class Correction(NamedTuple):
+    """What the live fold of an experiment lacks at a watermark, by variant id.
+
+    changes: for each variant that changed, the differences of `MEASURES`.
+    """
+
+    tenant_id: str
+    experiment_id: str
+    watermark_ms: int
+    changes: dict[str, dict[str, float]]
+
+
+class Refreshed(NamedTuple):
+    """All a refresh found."""
+
+    watermark_ms: int
+    decisions: int
+    events: int
+    settled: int
+    late_events: int
+    corrections: list[Correction]
+    priors: dict[str, BetaPrior]
+    rollups: pa.Table
+    bad_files: list[BadFile]
+
+
+def refresh(
+    lake: Lake,
+    records: Sequence[ExperimentRecord],
+    until_ms: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Refreshed:
+    """Settle the lake up to its watermark (or `until_ms`, if that is earlier).
+
+    Parameters
+    ----------
+    records
+        Experiments to refresh; decisions of others are left alone.
+    progress
+        Told the name of each step as it begins.
+    """
+    watermark_ms = lake.watermark_ms()
+    if until_ms is not None:
+        watermark_ms = min(watermark_ms, until_ms)
+    progress("reading the lake")
+    decisions, bad = lake.read("decisions")
+    events, bad_events = lake.read("events")
+    events = events.append_column("position", pa.array(np.arange(events.num_rows)))
+    con = ibis.duckdb.connect()
+    try:
+        closed, told = _tables(decisions, events, records, watermark_ms)
+        progress("settling as the learner did")
+        live = settle_expr(closed, told, ibis._.live_cut_ms)
+        before = con.to_pyarrow(_by_variant(live))
+        progress("settling with late events")
+        final = settle_expr(closed, told, watermark_ms)
+        after = con.to_pyarrow(_by_variant(final))
+        progress("rolling up")
+        rollups = con.to_pyarrow(_rollups(final))
+        late = int(con.to_pyarrow(_late(closed, told, watermark_ms).count()).as_py())
+    finally:
+        con.disconnect()
+    return Refreshed(
+        watermark_ms=watermark_ms,
+        decisions=decisions.num_rows,
+        events=events.num_rows,
+        settled=sum(row["decisions"] for row in after.to_pylist()),
+        late_events=late,
+        corrections=_corrections(records, before, after, watermark_ms),
+        priors=_priors(records, after),
+        rollups=rollups,
+        bad_files=bad + bad_events,
+    )
+
+
+def _tables(
+    decisions: pa.Table,
+    events: pa.Table,
+    records: Sequence[ExperimentRecord],
+    watermark_ms: int,
+) -> tuple[ir.Table, ir.Table]:
+    """Closed decisions and the events of the lake."""
+    objectives = pa.table(
+        {
+            "tenant_id": pa.array([r.tenant for r in records], pa.string()),
+            "experiment_id": pa.array([r.experiment_id for r in records], pa.string()),
+            **{
+                name: pa.array(
+                    [getattr(r.spec.objective, name) for r in records],
+                    pa.int64() if name == "window_ms" else pa.string(),
+                )
+                for name in ("event", "reward", "trial", "window_ms")
+            },
+        }
+    )
+    columns = ["tenant_id", "decision_id", "experiment_id", "variant_id"]
+    columns += ["decided_at_ms", "mode", "log_ms"]
+    made = ibis.memtable(decisions.select(columns))
+    asked = ibis.memtable(objectives)
+    return closed_decisions(made, asked, watermark_ms), ibis.memtable(events)
+
+
+def _by_variant(settled: ir.Table) -> ir.Table:
+    return _summed(settled, (*EXPERIMENT, "variant_id"))
+
+
+def _rollups(settled: ir.Table) -> ir.Table:
+    day = (settled.decided_at_ms / DAY_MS).floor().cast("int64")
+    keys = (*EXPERIMENT, "variant_id", "mode", "day")
+    return _summed(settled.mutate(day=day), keys).order_by(keys)
+
+
+def _summed(settled: ir.Table, keys: tuple[str, ...]) -> ir.Table:
+    reward = settled.reward_micros
+    units = reward.cast("float64") / 1e6
+    return settled.group_by(keys).aggregate(
+        decisions=settled.count(),
+        trials=settled.is_trial.sum(),
+        hits=(reward > 0).sum(),
+        impressions=settled.is_impression.sum(),
+        rewards_micros=reward.sum().cast("int64"),
+        rewards_squared=(units * units).sum(),
+    )
+
+
+def _late(closed: ir.Table, events: ir.Table, watermark_ms: int) -> ir.Table:
+    """Events of closed decisions that the live fold did not see."""
+    asked = closed.select("tenant_id", "decision_id", "live_cut_ms")
+    seen = events.inner_join(asked, ["tenant_id", "decision_id"])
+    return seen.filter((seen.log_ms >= seen.live_cut_ms) & (seen.log_ms < watermark_ms))
+
+
+def _corrections(
+    records: Sequence[ExperimentRecord],
+    before: pa.Table,
+    after: pa.Table,
+    watermark_ms: int,
+) -> list[Correction]:
+    """One correction an experiment, also where nothing changed."""
+    live = {_key(row): row for row in before.to_pylist()}
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for row in after.to_pylist():
+        old = live.get(_key(row), {})
+        change = {name: row[name] - old.get(name, 0) for name in MEASURES}
+        if any(change.values()):
+            place = found.setdefault((row["tenant_id"], row["experiment_id"]), {})
+            place[row["variant_id"]] = change
+    return [
+        Correction(
+            record.tenant,
+            record.experiment_id,
+            watermark_ms,
+            found.get((record.tenant, record.experiment_id), {}),
+        )
+        for record in records
+    ]
+
+
+def _priors(
+    records: Sequence[ExperimentRecord], after: pa.Table
+) -> dict[str, BetaPrior]:
+    """A prior per tenant and objective event, from all its binary experiments."""
+    groups = {
+        (r.tenant, r.experiment_id): f"{r.tenant}/{r.spec.objective.event}"
+        for r in records
+        if r.spec.objective.reward == "binary"
+    }
+    counts: dict[str, list[tuple[int, int]]] = {}
+    for row in after.to_pylist():
+        group = groups.get((row["tenant_id"], row["experiment_id"]))
+        if group is not None:
+            counts.setdefault(group, []).append((row["hits"], row["trials"]))
+    fitted = {
+        group: fit_beta_prior(*np.array(sorted(rows), dtype=np.int64).T)
+        for group, rows in counts.items()
+    }
+    return {group: prior for group, prior in fitted.items() if prior is not None}
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["tenant_id"], row["experiment_id"], row["variant_id"]

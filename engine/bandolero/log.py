@@ -1,0 +1,99 @@
+"""Decisions and events as columnar blocks: their schemas, bytes and reading back.
+
+A block is one Arrow record batch, appended to the log in one entry. Its log id is the
+store's, so every row of a block has the same `log_id` and `log_ms` (the id's time).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+DECISIONS = pa.schema(
+    [
+        ("tenant_id", pa.string()),
+        ("decision_id", pa.string()),
+        ("experiment_id", pa.string()),
+        ("spec_version", pa.int32()),
+        ("engine_version", pa.string()),
+        ("variant_id", pa.string()),
+        ("unit", pa.string()),
+        ("decided_at_ms", pa.int64()),
+        ("snapshot_version", pa.int64()),
+        ("eligible", pa.list_(pa.string())),
+        ("draw", pa.float64()),
+        ("propensity", pa.float64()),
+        ("probabilities", pa.list_(pa.float32())),
+        ("rule", pa.string()),
+        ("mode", pa.string()),
+        ("serving", pa.string()),
+        ("context", pa.string()),
+    ]
+)
+"""One row a decision.
+
+unit: pseudonym or null. eligible: null means all active variants of the snapshot.
+probabilities: of the eligible, in order; null means the snapshot's own. rule: how
+probabilities of a narrowed set were had (`exact` or `renormalised`), else null.
+context: the declared fields as JSON, or null.
+"""
+
+EVENTS = pa.schema(
+    [
+        ("tenant_id", pa.string()),
+        ("event_id", pa.string()),
+        ("decision_id", pa.string()),
+        ("experiment_id", pa.string()),
+        ("type", pa.string()),
+        ("value_micros", pa.int64()),
+        ("retracts", pa.string()),
+        ("decided_at_ms", pa.int64()),
+        ("at_ms", pa.int64()),
+        ("received_at_ms", pa.int64()),
+    ]
+)
+"""One row an event; `at_ms` is the event's time as design 1.1 resolves it."""
+
+LOG_POSITION = [("log_id", pa.string()), ("log_ms", pa.int64())]
+DECISIONS_TABLE = pa.schema([*DECISIONS, *(pa.field(n, t) for n, t in LOG_POSITION)])
+EVENTS_TABLE = pa.schema([*EVENTS, *(pa.field(n, t) for n, t in LOG_POSITION)])
+
+_IPC_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+def write_block(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> bytes:
+    """Bytes of a block; each row is a tuple in the schema's order."""
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+    batch = pa.record_batch(arrays, schema=schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=_IPC_OPTIONS) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def read_block(data: bytes, log_id: str) -> pa.Table:
+    """Rows of a block with their position in the log."""
+    with pa.ipc.open_stream(data) as reader:
+        table = reader.read_all()
+    n = table.num_rows
+    ids = pa.array([log_id]).take(pa.array([0] * n, pa.int8()))
+    times = pa.array([log_ms(log_id)] * n, pa.int64())
+    return table.append_column("log_id", ids).append_column("log_ms", times)
+
+
+def read_blocks(entries: Iterable[tuple[str, bytes]], empty: pa.Schema) -> pa.Table:
+    """All rows of (log id, block) entries, in log order."""
+    tables = [read_block(data, log_id) for log_id, data in entries]
+    return pa.concat_tables(tables) if tables else empty.empty_table()
+
+
+def log_ms(log_id: str) -> int:
+    """The store's clock at a log id, in milliseconds."""
+    return int(log_id.partition("-")[0])
+
+
+def log_order(log_id: str) -> tuple[int, int]:
+    """A log id as a sortable pair."""
+    ms, _, seq = log_id.partition("-")
+    return int(ms), int(seq or 0)

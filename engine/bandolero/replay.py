@@ -1,0 +1,100 @@
+"""The learner's fold, offline: fold the lake and compare with what was served."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bandolero.experiment import ExperimentRecord
+from bandolero.fold import Fold, advance, init_fold
+from bandolero.lake.catalog import BadFile, Lake
+from bandolero.log import log_ms, log_order
+from bandolero.policies import policy_of
+from bandolero.settle import GRACE_MS
+from bandolero.snapshot import Snapshot, snapshot_from_bytes
+
+
+class Replay(NamedTuple):
+    """What folding the lake says of a snapshot.
+
+    same: whether the states are equal, bit for bit. decisions: how many were folded.
+    """
+
+    snapshot: Snapshot
+    fold: Fold
+    decisions: int
+    same: bool
+    bad_files: list[BadFile]
+
+
+class NothingToReplayError(LookupError):
+    """The lake holds no snapshot whose data it holds too."""
+
+
+def fold_lake(
+    record: ExperimentRecord, lake: Lake, folded_to: str
+) -> tuple[Fold, int, list[BadFile]]:
+    """Fold an experiment's decisions up to a log id, as the learner did live."""
+    decisions, bad = of_experiment(record, lake, "decisions")
+    events, bad_events = of_experiment(record, lake, "events")
+    end = log_order(folded_to)
+    upto = [log_order(i) <= end for i in decisions["log_id"].to_pylist()]
+    closed = decisions.filter(pa.array(upto, pa.bool_()))
+    vectors = snapshot_vectors(record, lake)
+    fold = advance(record.spec, init_fold(record.spec), closed, events, vectors)
+    return fold, closed.num_rows, bad + bad_events
+
+
+def replay(record: ExperimentRecord, lake: Lake) -> Replay:
+    """Fold the lake up to the newest snapshot it is complete for, and compare.
+
+    Raises
+    ------
+    NothingToReplayError
+        When no published snapshot is old enough for the lake to hold its data.
+    """
+    snapshot = newest_covered(record, lake)
+    fold, n, bad = fold_lake(record, lake, snapshot.folded_to)
+    state = fold.state
+    policy = policy_of(record.spec)
+    if snapshot.correction is not None:
+        state = policy.add(state, snapshot.correction)
+    n_arms = len(snapshot.state[0])
+    same = all(
+        np.array_equal(mine[:n_arms], theirs)
+        for mine, theirs in zip(state, snapshot.state, strict=True)
+    )
+    return Replay(snapshot, fold, n, same, bad)
+
+
+def newest_covered(record: ExperimentRecord, lake: Lake) -> Snapshot:
+    """The newest published snapshot whose decisions and events the lake holds."""
+    window_ms = record.spec.objective.window_ms + GRACE_MS
+    watermark_ms = lake.watermark_ms()
+    rows, _ = of_experiment(record, lake, "snapshots")
+    for data in reversed(rows["snapshot"].to_pylist()):
+        snapshot = snapshot_from_bytes(data)
+        if log_ms(snapshot.folded_to) + window_ms <= watermark_ms:
+            return snapshot
+    message = f"{record.experiment_id} has no snapshot in the lake yet: archive first."
+    raise NothingToReplayError(message)
+
+
+def snapshot_vectors(record: ExperimentRecord, lake: Lake) -> dict[int, np.ndarray]:
+    """Probabilities of all arms by snapshot version."""
+    rows, _ = of_experiment(record, lake, "snapshots")
+    versions, vectors = rows["version"].to_pylist(), rows["probabilities"].to_pylist()
+    return {v: np.array(p) for v, p in zip(versions, vectors, strict=True)}
+
+
+def of_experiment(
+    record: ExperimentRecord, lake: Lake, table: str
+) -> tuple[pa.Table, list[BadFile]]:
+    """Rows of a table that are this experiment's, in log order."""
+    rows, bad = lake.read(table)
+    mine = pc.and_(
+        pc.equal(rows["tenant_id"], record.tenant),
+        pc.equal(rows["experiment_id"], record.experiment_id),
+    )
+    return rows.filter(mine), bad

@@ -1,0 +1,178 @@
+"""Build a report from an experiment's rollups: counts, posterior, checks, words."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bandolero.experiment import ExperimentRecord
+from bandolero.fold import Epoch
+from bandolero.inference.compare import Comparison
+from bandolero.policies.base import Floats, Ints
+from bandolero.report.counts import (
+    Counts,
+    check_split,
+    corrected,
+    summed,
+    traffic_of,
+    within,
+)
+from bandolero.report.model import Report, Totals, VariantRow
+from bandolero.report.posterior import CREDIBILITY, compared
+from bandolero.report.verdict import Facts, judge
+from bandolero.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from bandolero.lake.refresh import Correction
+
+
+def build_report(
+    record: ExperimentRecord,
+    epochs: Sequence[Epoch],
+    *,
+    decided: Mapping[str, int],
+    correction: "Correction | None",
+    snapshot: Snapshot | None,
+    generated_at_ms: int,
+    from_day: int | None = None,
+    to_day: int | None = None,
+) -> Report:
+    """Everything that is known of an experiment, as plain data.
+
+    Counts are of settled decisions in the modes explore, holdout and fixed, which are
+    all that epochs hold. The posterior is the policy's base prior plus these data.
+
+    Parameters
+    ----------
+    epochs
+        The experiment's rollups, all of them; the days asked for are taken here.
+    decided
+        Decisions logged so far per variant id, settled or not, without fallbacks.
+    correction
+        The newest refresh's, added to the counts; left out when days are asked for,
+        because it does not say which days it corrects.
+    snapshot
+        The newest, for `share_now`.
+    from_day, to_day
+        Days since 1970 (UTC) of the decisions to report, both included.
+    """
+    n_arms = len(record.spec.variants)
+    by_day = from_day is not None or to_day is not None
+    chosen = within(epochs, n_arms, from_day, to_day)
+    counts, added = summed(chosen, n_arms), None
+    if correction is not None and not by_day:
+        counts, added = corrected(counts, record, correction)
+    settled = summed(within(epochs, n_arms, None, None), n_arms).decisions
+    pending = _pending(record, decided, settled)
+    rows = _rows(record, counts, pending, snapshot)
+    totals = _totals(rows)
+    check = check_split(record, chosen)
+    left_out = by_day and correction is not None and bool(correction.changes)
+    words = judge(Facts(record.spec, rows, totals, check, added, left_out))
+    spec = record.spec
+    return Report(
+        experiment_id=record.experiment_id,
+        tenant=record.tenant,
+        placement=spec.placement,
+        status=record.status,
+        policy=spec.policy.kind,
+        control=spec.variant_ids[spec.control_arm],
+        event=spec.objective.event,
+        reward=spec.objective.reward,
+        trial=spec.objective.trial,
+        currency=spec.currency,
+        generated_at_ms=generated_at_ms,
+        spec_version=record.spec_version,
+        snapshot_version=None if snapshot is None else snapshot.version,
+        from_day=from_day,
+        to_day=to_day,
+        credibility=CREDIBILITY,
+        verdict=words.verdict,
+        headline=words.headline,
+        totals=totals,
+        sample_ratio=check,
+        correction=added,
+        notes=words.notes,
+        variants=rows,
+        traffic=traffic_of(chosen),
+    )
+
+
+def _pending(
+    record: ExperimentRecord, decided: Mapping[str, int], settled: Ints
+) -> Ints:
+    """Decisions that have not settled yet, (n_arms,)."""
+    logged = [decided.get(variant_id, 0) for variant_id in record.spec.variant_ids]
+    pending: Ints = np.maximum(np.array(logged, np.int64) - settled, 0)
+    return pending
+
+
+def _rows(
+    record: ExperimentRecord, counts: Counts, pending: Ints, snapshot: Snapshot | None
+) -> tuple[VariantRow, ...]:
+    """One row a variant, in arm order."""
+    table = compared(record, counts)
+    shares = _shares_now(snapshot)
+    return tuple(
+        VariantRow(
+            variant_id=variant.id,
+            headline=next(iter(variant.creative.values()), ""),
+            status=record.variant_states.get(variant.id, "active"),
+            decisions=int(counts.decisions[arm]),
+            trials=int(counts.trials[arm]),
+            impressions=int(counts.impressions[arm]),
+            rewards=float(counts.rewards[arm]),
+            rate=_rate(float(counts.rewards[arm]), int(counts.trials[arm])),
+            pending=int(pending[arm]),
+            **_columns(table, arm),
+            share_now=shares.get(variant.id),
+        )
+        for arm, variant in enumerate(record.spec.variants)
+    )
+
+
+def _columns(table: Comparison, arm: int) -> dict[str, float | None]:
+    """An arm's posterior columns, by name; None where not known."""
+    return {
+        name: _known(getattr(table, name), arm)
+        for name in (
+            "interval_lower",
+            "interval_upper",
+            "probability_best",
+            "probability_beat_control",
+            "expected_loss",
+            "lift",
+            "lift_lower",
+            "lift_upper",
+        )
+    }
+
+
+def _known(column: Floats, arm: int) -> float | None:
+    value = float(column[arm])
+    return value if np.isfinite(value) else None
+
+
+def _shares_now(snapshot: Snapshot | None) -> dict[str, float]:
+    """Probability of every variant that the snapshot knows."""
+    if snapshot is None:
+        return {}
+    ids = snapshot.experiment.variant_ids
+    return {v: float(p) for v, p in zip(ids, snapshot.probabilities, strict=True)}
+
+
+def _totals(rows: Sequence[VariantRow]) -> Totals:
+    rewards = sum(row.rewards for row in rows)
+    trials = sum(row.trials for row in rows)
+    return Totals(
+        decisions=sum(row.decisions for row in rows),
+        trials=trials,
+        impressions=sum(row.impressions for row in rows),
+        rewards=rewards,
+        rate=_rate(rewards, trials),
+        pending=sum(row.pending for row in rows),
+    )
+
+
+def _rate(rewards: float, trials: int) -> float | None:
+    return rewards / trials if trials > 0 else None

@@ -1,0 +1,154 @@
+"""Epochs summed for a report: counts per arm, by day, and what they say of the split."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bandolero.experiment import ExperimentRecord
+from bandolero.fold import Epoch, padded
+from bandolero.inference.sample_ratio import sample_ratio
+from bandolero.policies.base import Floats, Ints
+from bandolero.report.model import Corrected, SampleRatioCheck, Stratum, Traffic
+
+if TYPE_CHECKING:
+    from bandolero.lake.refresh import Correction
+
+COMBINED = "combined"
+HOLDOUT = "holdout"
+MIN_DAYS = 4
+"""With fewer days than this, traffic is told by epochs in a row instead."""
+STRETCHES_MAX = 40
+"""At most so many stretches of epochs are told apart."""
+STICKY_REASON = "sticky draws repeat within a unit; needs units' first decisions"
+NONE_REASON = "no decision has settled"
+UNKNOWN_REASON = "no decision has known probabilities"
+
+
+class Counts(NamedTuple):
+    """Sums over epochs, each (n_arms,); rewards and their squares in units."""
+
+    decisions: Ints
+    trials: Ints
+    impressions: Ints
+    rewards: Floats
+    rewards_squared: Floats
+
+
+def within(
+    epochs: Sequence[Epoch], n_arms: int, from_day: int | None, to_day: int | None
+) -> list[Epoch]:
+    """Epochs of the days asked for (both included), arrays (n_arms,)."""
+    return [
+        padded(epoch, n_arms)
+        for epoch in epochs
+        if (from_day is None or epoch.day >= from_day)
+        and (to_day is None or epoch.day <= to_day)
+    ]
+
+
+def summed(epochs: Sequence[Epoch], n_arms: int) -> Counts:
+    """All epochs together, every mode."""
+    zeros = np.zeros(n_arms, np.int64)
+    micros = sum((e.rewards_micros for e in epochs), zeros)
+    return Counts(
+        sum((e.decisions for e in epochs), zeros),
+        sum((e.trials for e in epochs), zeros),
+        sum((e.impressions for e in epochs), zeros),
+        micros / 1e6,
+        sum((e.rewards_squared for e in epochs), np.zeros(n_arms)),
+    )
+
+
+def corrected(
+    counts: Counts, record: ExperimentRecord, correction: "Correction"
+) -> tuple[Counts, Corrected]:
+    """Counts with a refresh's differences added, and how much that was."""
+    changes = [correction.changes.get(v, {}) for v in record.spec.variant_ids]
+
+    def differences(measure: str) -> Floats:
+        return np.array([change.get(measure, 0) for change in changes], dtype=float)
+
+    trials = differences("trials").astype(np.int64)
+    impressions = differences("impressions").astype(np.int64)
+    rewards = differences("rewards_micros") / 1e6
+    after = counts._replace(
+        trials=counts.trials + trials,
+        impressions=counts.impressions + impressions,
+        rewards=counts.rewards + rewards,
+        rewards_squared=counts.rewards_squared + differences("rewards_squared"),
+    )
+    return after, Corrected(
+        watermark_ms=correction.watermark_ms,
+        variants=sum(map(bool, changes)),
+        trials=int(trials.sum()),
+        impressions=int(impressions.sum()),
+        rewards=float(rewards.sum()),
+    )
+
+
+def check_split(record: ExperimentRecord, epochs: Sequence[Epoch]) -> SampleRatioCheck:
+    """Whether decisions split as logged: by mode, and all modes together.
+
+    Against the logged propensities, because equal shares are not what a bandit gives.
+    """
+    known = [e for e in epochs if not np.isnan(e.probabilities).any()]
+    n_known = sum(int(e.decisions.sum()) for e in known)
+    unknown = sum(int(e.decisions.sum()) for e in epochs) - n_known
+    if record.spec.allocation.sticky == "unit":
+        return SampleRatioCheck("not checked", (), unknown, STICKY_REASON)
+    if n_known == 0:
+        reason = UNKNOWN_REASON if unknown else NONE_REASON
+        return SampleRatioCheck("not checked", (), unknown, reason)
+    modes = sorted({epoch.mode for epoch in known})
+    strata = [_stratum(m, [e for e in known if e.mode == m]) for m in modes]
+    together = _stratum(COMBINED, known)
+    mismatch = any(s.verdict == "mismatch" for s in (*strata, together))
+    verdict = "mismatch" if mismatch else together.verdict
+    return SampleRatioCheck(verdict, (*strata, together), unknown, "")
+
+
+def _stratum(mode: str, epochs: Sequence[Epoch]) -> Stratum:
+    decisions = np.array([epoch.decisions for epoch in epochs])
+    result = sample_ratio(decisions, np.array([e.probabilities for e in epochs]))
+    chi2, p_value = float(result.chi2), float(result.p_value)
+    return Stratum(
+        mode=mode,
+        decisions=int(decisions.sum()),
+        chi2=chi2 if np.isfinite(chi2) else None,
+        df=int(result.df),
+        p_value=p_value if np.isfinite(p_value) else None,
+        verdict=result.verdict,
+    )
+
+
+def traffic_of(epochs: Sequence[Epoch]) -> tuple[Traffic, ...]:
+    """Decisions that the policy drew, by day; on few days by epochs in a row.
+
+    The holdout is left out, unless there is nothing else: it never moves.
+    """
+    drawn = [epoch for epoch in epochs if epoch.mode != HOLDOUT] or list(epochs)
+    days = {epoch.day for epoch in drawn}
+    if len(days) < MIN_DAYS:
+        return _stretches(sorted(drawn, key=lambda epoch: (epoch.day, epoch.versions)))
+    sums = {day: np.zeros_like(drawn[0].decisions) for day in _span(days)}
+    for epoch in drawn:
+        sums[epoch.day] += epoch.decisions
+    return tuple(Traffic(day, tuple(map(int, n))) for day, n in sums.items())
+
+
+def _span(days: set[int]) -> range:
+    return range(min(days), max(days) + 1)
+
+
+def _stretches(epochs: Sequence[Epoch]) -> tuple[Traffic, ...]:
+    """Epochs in a row, cut into stretches of about equally many decisions."""
+    if not epochs:
+        return ()
+    decisions = np.array([epoch.decisions for epoch in epochs])
+    so_far = np.cumsum(decisions.sum(axis=1))
+    size = max(float(so_far[-1]), 1.0) / STRETCHES_MAX
+    stretch = np.ceil(so_far / size - 1e-9)
+    starts = np.flatnonzero(np.diff(stretch, prepend=-1.0))
+    sums = np.add.reduceat(decisions, starts, axis=0)
+    return tuple(Traffic(None, tuple(map(int, n))) for n in sums if n.sum())

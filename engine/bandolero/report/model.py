@@ -1,0 +1,149 @@
+"""What a report holds: plain frozen data, with None where a number is not known."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["empty", "mismatch", "best", "safe", "open"]
+Check = Literal["ok", "mismatch", "too few", "not checked"]
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant's line, fields in the order of the columns.
+
+    headline: the first slot of its creative. share_now: its probability in the newest
+    snapshot. rewards, expected_loss: in units, or a share where the reward is binary.
+    lift: relative to control (0.1 is 10 % more). None: nothing to say it from.
+    """
+
+    variant_id: str
+    headline: str
+    status: str
+    decisions: int
+    trials: int
+    impressions: int
+    rewards: float
+    rate: float | None
+    pending: int
+    interval_lower: float | None
+    interval_upper: float | None
+    probability_best: float | None
+    probability_beat_control: float | None
+    expected_loss: float | None
+    lift: float | None
+    lift_lower: float | None
+    lift_upper: float | None
+    share_now: float | None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all variants."""
+
+    decisions: int
+    trials: int
+    impressions: int
+    rewards: float
+    rate: float | None
+    pending: int
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """The sample-ratio check of one mode, or of all together (mode `combined`)."""
+
+    mode: str
+    decisions: int
+    chi2: float | None
+    df: int
+    p_value: float | None
+    verdict: Check
+
+
+@dataclass(frozen=True)
+class SampleRatioCheck:
+    """Whether decisions split as the logged propensities said they would.
+
+    strata: one a mode, then `combined`. unknown: decisions left out because their
+    probabilities are not known. reason: why there was no check, else empty.
+    """
+
+    verdict: Check
+    strata: tuple[Stratum, ...]
+    unknown: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What the refresh added to the report; net differences, so they may be negative."""
+
+    watermark_ms: int
+    variants: int
+    trials: int
+    impressions: int
+    rewards: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Decisions per variant in one stretch of time, in the order of the rows.
+
+    day: days since 1970 (UTC), or None where the stretch is one of epochs in a row.
+    """
+
+    day: int | None
+    decisions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of an experiment, for any format to show.
+
+    generated_at_ms: when the data was read. from_day, to_day: days since 1970 (UTC) that
+    it was restricted to, both included. credibility: of every interval.
+    """
+
+    experiment_id: str
+    tenant: str
+    placement: str | None
+    status: str
+    policy: str
+    control: str
+    event: str
+    reward: str
+    trial: str
+    currency: str | None
+    generated_at_ms: int
+    spec_version: int
+    snapshot_version: int | None
+    from_day: int | None
+    to_day: int | None
+    credibility: float
+    verdict: Verdict
+    headline: str
+    totals: Totals
+    sample_ratio: SampleRatioCheck
+    correction: Corrected | None
+    notes: tuple[str, ...]
+    variants: tuple[VariantRow, ...]
+    traffic: tuple[Traffic, ...]
+
+    @property
+    def ranked(self) -> tuple[VariantRow, ...]:
+        """Rows for reading: the probably best first, those never compared last."""
+        return tuple(
+            sorted(self.variants, key=lambda row: -_or(row.probability_best, -1.0))
+        )
+
+    @property
+    def leader(self) -> VariantRow | None:
+        """The variant that is most probably the best, once there are trials."""
+        best = self.ranked[0]
+        if self.totals.trials == 0 or best.probability_best is None:
+            return None
+        return best
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,81 @@
+"""Base prior plus the data of a report: what is believed of each variant's rate."""
+
+import numpy as np
+
+from bandolero.experiment import BetaThompsonSpec, ExperimentRecord
+from bandolero.inference.compare import Comparison, compare_means, compare_rates
+from bandolero.policies.base import Floats, Ints
+from bandolero.report.counts import Counts
+
+CREDIBILITY = 0.95
+AGAINST_CONTROL = ("probability_beat_control", "lift", "lift_lower", "lift_upper")
+
+
+def compared(record: ExperimentRecord, counts: Counts) -> Comparison:
+    """Every variant that is active or has trials against the others, (n_arms,) each.
+
+    nan for a variant that is not compared, and in the columns about control where
+    control is not. A retired variant with data is compared: it may have been the best.
+    """
+    arms = _competing(record, counts)
+    if len(arms) == 0:
+        return _spread(None, arms, len(counts.trials), has_control=False)
+    control = record.spec.control_arm
+    has_control = control in arms
+    at = int(np.searchsorted(arms, control)) if has_control else 0
+    if record.spec.objective.reward == "binary":
+        alpha, beta = beta_posterior(record, counts)
+        result = compare_rates(alpha[arms], beta[arms], at, CREDIBILITY)
+    else:
+        mean, sd = mean_posterior(counts)
+        result = compare_means(mean[arms], sd[arms], at, CREDIBILITY)
+    return _spread(result, arms, len(counts.trials), has_control=has_control)
+
+
+def beta_posterior(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Floats]:
+    """Parameters of each rate's posterior, (n_arms,) each.
+
+    The prior is the policy's own; Beta(1, 1) where the policy has none.
+    """
+    policy = record.spec.policy
+    a, b = 1.0, 1.0
+    if isinstance(policy, BetaThompsonSpec):
+        a, b = policy.prior_alpha, policy.prior_beta
+    hits = np.clip(counts.rewards, 0.0, counts.trials)
+    return a + hits, b + (counts.trials - hits)
+
+
+def mean_posterior(counts: Counts) -> tuple[Floats, Floats]:
+    """Mean reward and its standard error, (n_arms,); nan with fewer than 2 trials."""
+    n = counts.trials.astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = counts.rewards / n
+        spread = np.maximum(counts.rewards_squared - n * mean**2, 0.0)
+        error = np.sqrt(spread / (n - 1.0) / n)
+    few = n < 2
+    return np.where(few, np.nan, mean), np.where(few, np.nan, error)
+
+
+def _competing(record: ExperimentRecord, counts: Counts) -> Ints:
+    """Arms to compare, ascending.
+
+    A rate has a prior, so an active variant without data has a posterior too. A mean
+    has none: there it takes two trials, and rewards that are not all the same.
+    """
+    if record.spec.objective.reward != "binary":
+        _, error = mean_posterior(counts)
+        return np.flatnonzero(error > 0.0)
+    competes = (counts.trials > 0) | (counts.decisions > 0)
+    competes[list(record.active_arms)] = True
+    return np.flatnonzero(competes)
+
+
+def _spread(
+    result: Comparison | None, arms: Ints, n_arms: int, *, has_control: bool
+) -> Comparison:
+    """A comparison of `arms` laid out over all arms, nan elsewhere."""
+    columns = {name: np.full(n_arms, np.nan) for name in Comparison._fields}
+    for name, column in columns.items():
+        if result is not None and (has_control or name not in AGAINST_CONTROL):
+            column[arms] = getattr(result, name)
+    return Comparison(**columns)

@@ -1,0 +1,177 @@
+"""A report for a terminal: the sentence first, two tables, the checks, the notes."""
+
+import io
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bandolero.report import wording as say
+from bandolero.report.model import Report, Totals, VariantRow
+from bandolero.report.verdict import mismatched
+from bandolero.report.wording import Scale
+
+WIDTH = 120
+GAP, NAME_MIN = 3, 12
+STYLES = {"best": "bold green", "safe": "bold green", "mismatch": "bold red"}
+
+
+def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
+    """Write the report as text, best variant first.
+
+    Parameters
+    ----------
+    width
+        Columns to fill; from 100 on nothing but headlines is shortened.
+    colour
+        Whether to use escape codes; only for a terminal.
+    """
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        legacy_windows=False,
+    )
+    console.print(Text(_title(report), style="bold"))
+    console.print(Text(_subtitle(report), style="dim"))
+    console.print()
+    console.print(Text(report.headline, style=STYLES.get(report.verdict, "bold")))
+    console.print()
+    console.print(_counts(report))
+    console.print()
+    console.print(_comparison(report, width))
+    console.print(Text(_units(report), style="dim"))
+    console.print()
+    console.print(Text(f"Sample ratio: {split_sentence(report)}"))
+    for note in report.notes:
+        console.print(_note(note))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def split_sentence(report: Report) -> str:
+    """The verdict of the sample-ratio check, and what it rests on."""
+    check = report.sample_ratio
+    if check.verdict == "not checked":
+        return f"not checked ({check.reason})."
+    worst = mismatched(check) or check.strata[-1]
+    tested = say.amount(worst.decisions, "decision")
+    if worst.p_value is None or check.verdict == "too few":
+        return f"too few decisions to check ({tested})."
+    against = "against the logged propensities"
+    where = f"{tested}, mode {worst.mode}, {say.p_value(worst.p_value)}"
+    return f"{check.verdict}, {against} ({where})."
+
+
+def _title(report: Report) -> str:
+    return f"{report.experiment_id} · {report.tenant} · {report.status}"
+
+
+def _subtitle(report: Report) -> str:
+    version = report.snapshot_version
+    parts = (
+        f"policy {report.policy}",
+        f"control {report.control}",
+        f"{report.event} per {report.trial}",
+        say.period(report),
+        f"as of {say.moment(report.generated_at_ms)}",
+        "no snapshot yet" if version is None else f"snapshot {version}",
+    )
+    return " · ".join(parts)
+
+
+def _counts(report: Report) -> Table:
+    """What was counted: a line a variant, and their sums."""
+    scale = say.scale_for(report)
+    heads = ["decisions", "trials", "rewards", "rate", "pending"]
+    heads += ["share now", "impressions"]
+    shown = len(heads) - (report.totals.impressions == 0)
+    table = _table(["variant", "status"], heads[:shown])
+    for row in report.ranked:
+        cells = _count_cells(row, scale, say.share(row.share_now))
+        table.add_row(_name(report, row), row.status, *cells[:shown])
+    table.add_section()
+    table.add_row("all", "", *_count_cells(report.totals, scale, "")[:shown])
+    return table
+
+
+def _count_cells(row: VariantRow | Totals, scale: Scale, share_now: str) -> list[str]:
+    """Cells of one line, in the order of the heads."""
+    counts = [say.count(n) for n in (row.decisions, row.trials, row.rewards)]
+    rest = [say.count(row.pending), share_now, say.count(row.impressions)]
+    return [*counts, scale.cell(row.rate), *rest]
+
+
+def _comparison(report: Report, width: int) -> Table:
+    """What is believed: a line a variant, its headline cut to what room there is."""
+    scale = say.scale_for(report)
+    percent = f"{100 * report.credibility:g} %"
+    heads = [f"{percent} interval", "P(best)", "P(> control)", "expected loss"]
+    heads += [f"lift ({percent} interval)"]
+    lines = [_belief_cells(report, scale, row) for row in report.ranked]
+    table = _table(["variant"], heads)
+    columns = zip(heads, *lines, strict=True)
+    taken = sum(max(map(cell_len, column)) + GAP for column in columns)
+    for row, line in zip(report.ranked, lines, strict=True):
+        name = _name(report, row)
+        name.append(f"  {_printable(row.headline)}", style="dim")
+        name.truncate(max(width - taken - GAP, NAME_MIN), overflow="ellipsis")
+        table.add_row(name, *line)
+    return table
+
+
+def _units(report: Report) -> str:
+    """What the numbers of the tables are measured in."""
+    scale = say.scale_for(report)
+    what = "Expected loss" if scale.is_percent else "Rates and expected loss"
+    return f"{what} in {scale.difference}; lift relative to {report.control}."
+
+
+def _belief_cells(report: Report, scale: Scale, row: VariantRow) -> list[str]:
+    """Cells of one line, in the order of the heads."""
+    is_control = row.variant_id == report.control
+    return [
+        scale.interval(row.interval_lower, row.interval_upper),
+        say.probability(row.probability_best),
+        "control" if is_control else say.probability(row.probability_beat_control),
+        scale.loss_cell(row.expected_loss),
+        "control" if is_control else _lift_cell(row),
+    ]
+
+
+def _lift_cell(row: VariantRow) -> str:
+    if row.lift is None:
+        return say.NONE
+    between = say.lift_interval(row.lift_lower, row.lift_upper)
+    return f"{say.lift(row.lift)} ({between})"
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    for head in left:
+        table.add_column(head, no_wrap=True)
+    for head in right:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _name(report: Report, row: VariantRow) -> Text:
+    style = "bold" if report.leader is row else ""
+    return Text(row.variant_id, style=style)
+
+
+def _note(note: str) -> Table:
+    """A note with a hanging indent."""
+    table = Table.grid(padding=(0, 1))
+    table.add_row("·", Text(note))
+    return table
+
+
+def _printable(text: str) -> str:
+    """A creative's text without what could drive a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)

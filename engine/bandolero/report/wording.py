@@ -1,0 +1,227 @@
+"""Numbers, times and column names as people read them; one wording for every format."""
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from bandolero.report.model import Report
+
+DAY_S = 86_400
+NONE = "–"
+
+GLOSSARY = {
+    "Decisions": "Settled decisions: times the variant was chosen and the attribution window has closed.",
+    "Trials": "Decisions that count: all of them, or those with an impression, as the objective says.",
+    "Impressions": "Decisions for which the ad server sent an impression.",
+    "Rewards": "What the trials earned: how many were rewarded, or the sum of their values.",
+    "Rate": "Rewards / trials.",
+    "Pending": "Decisions whose attribution window is still open; in no other column.",
+    "95 % interval": "The true rate lies in here with 95 % probability, given the data, the prior and that rates do not change over time.",
+    "P(best)": "Probability that the variant's true rate is the highest of all variants that are active or have data.",
+    "P(beats control)": "Probability that its true rate is higher than the control's.",
+    "Expected loss": "What showing only this variant would give away on average, against always showing the truly best one.",
+    "Lift": "Relative difference to the control's rate, with its 95 % interval; +10 % turns a rate of 2 % into 2.2 %.",
+    "Share now": "Probability with which the variant is chosen at present; none where it is not active.",
+}
+"""What each column means, in the order of the columns."""
+
+
+class Scale(NamedTuple):
+    """How rates of a report are written: as percent, or in units per trial."""
+
+    factor: float
+    unit: str
+    difference: str
+    digits: int
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether rates carry their unit in a table; a longer one is said once."""
+        return self.unit == "%"
+
+    def number(self, value: float) -> str:
+        """A rate without its unit."""
+        return f"{value * self.factor:,.{self.digits}f}"
+
+    def cell(self, value: float | None) -> str:
+        """A rate in a table."""
+        if value is None:
+            return NONE
+        return f"{self.number(value)} %" if self.is_percent else self.number(value)
+
+    def text(self, value: float | None) -> str:
+        """A rate with its unit, for a sentence."""
+        return NONE if value is None else f"{self.number(value)} {self.unit}"
+
+    def interval(self, lower: float | None, upper: float | None) -> str:
+        """Two rates in a table."""
+        if lower is None or upper is None:
+            return NONE
+        return f"{self.number(lower)} to {self.cell(upper)}"
+
+    def loss_cell(self, value: float | None) -> str:
+        """A difference of rates in a table: two digits that matter, if there are."""
+        if value is None:
+            return NONE
+        size, finest = value * self.factor, 10.0 ** -(self.digits + 1)
+        if 0.0 < size < finest:
+            return f"< {finest:.{self.digits + 1}f}"
+        order = math.floor(math.log10(size)) if size > 0.0 else 0
+        return f"{size:,.{min(max(1 - order, 0), self.digits + 1)}f}"
+
+    def loss(self, value: float | None) -> str:
+        """A difference of rates with its unit, for a sentence."""
+        return NONE if value is None else f"{self.loss_cell(value)} {self.difference}"
+
+
+def scale_of(reward: str, currency: str | None, rates: Iterable[float | None]) -> Scale:
+    """The scale that gives the largest of some rates three significant digits."""
+    largest = max((abs(rate) for rate in rates if rate is not None), default=0.0)
+    if reward == "binary":
+        return Scale(100.0, "%", "percentage points", _digits(100.0 * largest, 1))
+    noun = currency or ("value" if reward == "value" else "count")
+    unit = f"{noun} per trial"
+    return Scale(1.0, unit, unit, _digits(largest, 2))
+
+
+def _digits(largest: float, least: int) -> int:
+    order = math.floor(math.log10(largest)) if largest > 0.0 else 0
+    return min(max(2 - order, least), 6)
+
+
+def scale_for(report: Report) -> Scale:
+    """The scale of a report's rates."""
+    rates = (row.rate for row in report.variants)
+    return scale_of(report.reward, report.currency, rates)
+
+
+def probability(value: float | None) -> str:
+    """A probability as percent; never a false 0 % or 100 %.
+
+    Examples
+    --------
+    >>> probability(0.972), probability(0.99999), probability(0.0)
+    ('97.2 %', '> 99.9 %', '< 0.1 %')
+    """
+    if value is None:
+        return NONE
+    if value >= 0.9995:
+        return "> 99.9 %"
+    return "< 0.1 %" if value < 0.0005 else f"{100.0 * value:.1f} %"
+
+
+def share(value: float | None) -> str:
+    """A share of traffic as percent."""
+    return NONE if value is None else f"{100.0 * value:.1f} %"
+
+
+def lift(value: float | None) -> str:
+    """A relative difference as signed percent, with a true minus.
+
+    Examples
+    --------
+    >>> lift(0.123), lift(-0.05), lift(12.0)
+    ('+12.3 %', '−5.0 %', '+1,200 %')
+    """
+    if value is None:
+        return NONE
+    percent = 100.0 * value
+    text = f"{percent:+,.0f} %" if abs(percent) >= 1000.0 else f"{percent:+.1f} %"
+    return text.replace("-", "−")
+
+
+def lift_interval(lower: float | None, upper: float | None) -> str:
+    """Both ends of a lift."""
+    if lower is None or upper is None:
+        return NONE
+    return f"{lift(lower).removesuffix(' %')} to {lift(upper)}"
+
+
+def count(value: float | None) -> str:
+    """A count with thousands separators; two digits where it is not whole."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def amount(n: float, noun: str) -> str:
+    """A count with its noun.
+
+    Examples
+    --------
+    >>> amount(1, "trial"), amount(2500, "trial")
+    ('1 trial', '2,500 trials')
+    """
+    return f"{count(n)} {noun}" if n == 1 else f"{count(n)} {noun}s"
+
+
+def p_value(value: float) -> str:
+    """A p-value to two digits, or its bound.
+
+    Examples
+    --------
+    >>> p_value(0.034), p_value(3e-15), p_value(0.5)
+    ('p = 0.034', 'p < 0.0001', 'p = 0.50')
+    """
+    if value < 1e-4:
+        return "p < 0.0001"
+    return f"p = {value:.2g}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def names(items: Iterable[str], most: int = 5) -> str:
+    """Some names, and how many more there are.
+
+    Examples
+    --------
+    >>> names(["a", "b", "c"]), names("abcd", most=2)
+    ('a, b, c', 'a, b and 2 more')
+    """
+    every = list(items)
+    more = len(every) - most
+    return ", ".join(every[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def moment(ms: int) -> str:
+    """A time in UTC, to the second.
+
+    Examples
+    --------
+    >>> moment(1_795_000_000_123)
+    '2026-11-18 11:06:40 UTC'
+    """
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def day_name(day: int) -> str:
+    """The date of a day since 1970.
+
+    Examples
+    --------
+    >>> day_name(20_778)
+    '2026-11-21'
+    """
+    return f"{datetime.fromtimestamp(day * DAY_S, UTC):%Y-%m-%d}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its largest whole unit.
+
+    Examples
+    --------
+    >>> duration(1800), duration(86400), duration(0.5), duration(90)
+    ('30 min', '1 d', '0.5 s', '90 s')
+    """
+    for size, unit in ((DAY_S, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds // size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def period(report: Report) -> str:
+    """The days a report is of, in words."""
+    first = None if report.from_day is None else day_name(report.from_day)
+    last = None if report.to_day is None else day_name(report.to_day)
+    if first and last:
+        return f"{first} to {last}"
+    return f"from {first}" if first else f"up to {last}" if last else "all days"

@@ -1,0 +1,314 @@
+"""Snapshots: all a worker needs to decide, immutable, versioned, built by the learner.
+
+All Monte-Carlo or quadrature work is done here, when a snapshot is built; deciding is a
+hash and a look-up. A snapshot is safe to share between threads: its arrays are
+read-only, and its cache of eligible sets only ever gains entries of equal value.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bandolero.codec import pack, unpack
+from bandolero.draws import draws, experiment_key
+from bandolero.experiment import Experiment, ExperimentRecord
+from bandolero.policies import STATES, Policy, choose, cumulative, policy_of, with_floor
+from bandolero.policies.base import Floats, Ints
+
+EXACT_COST_US = 1000.0
+"""An eligible set that would cost more than this is not computed while serving."""
+MAX_CACHED_SETS = 4096
+EXACT = "exact"
+RENORMALISED = "renormalised"
+
+
+class Distribution(NamedTuple):
+    """Probabilities over all arms, ready to draw from.
+
+    probabilities, cumulative
+        (n_arms,); zero, and flat, where an arm is not eligible.
+    eligible
+        Arms that may be drawn, ascending.
+    rule
+        `exact`, or `renormalised`: the full-set probabilities over the set's sum.
+    """
+
+    probabilities: list[float]
+    cumulative: list[float]
+    eligible: tuple[int, ...]
+    rule: str
+
+
+class Drawn(NamedTuple):
+    """A decision: the arm, its propensity given the mode, the draw number, the mode."""
+
+    arm: int
+    propensity: float
+    draw: float
+    mode: str
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What was believed and served at one version of an experiment.
+
+    Parameters
+    ----------
+    version
+        0 is made by a worker from the prior; the learner counts from 1.
+    folded_to
+        Log id of the last decision block the state holds.
+    active
+        Arms that may be shown, (n_active,), ascending.
+    state
+        The policy's state, read-only arrays.
+    probabilities
+        (n_arms,), the policy with the floor over `active`; zero elsewhere.
+    correction
+        The part of the state that refresh added to the live fold, if any.
+    """
+
+    experiment: Experiment
+    tenant: str
+    version: int
+    spec_version: int
+    created_at_ms: int
+    folded_to: str
+    active: Ints
+    state: tuple[Any, ...]
+    probabilities: Floats
+    correction: tuple[Any, ...] | None = None
+    key: bytes = field(init=False)
+    policy: Policy[Any] = field(init=False)
+    full: Distribution = field(init=False)
+    sets: dict[tuple[int, ...], Distribution] = field(init=False)
+    misses: set[tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive what is looked up per decision."""
+        put = object.__setattr__
+        put(self, "key", experiment_key(self.tenant, self.experiment.experiment))
+        put(self, "policy", policy_of(self.experiment))
+        active = tuple(int(arm) for arm in self.active)
+        put(self, "full", _distribution(self.probabilities, active, EXACT))
+        put(self, "sets", {active: self.full})
+        put(self, "misses", set())
+
+    def distribution(self, eligible: tuple[int, ...]) -> Distribution:
+        """The distribution over `eligible` (ascending, not empty).
+
+        Exact where it is known or cheap. Otherwise the full-set probabilities over the
+        set, and the set is noted in `misses` for `warm` to compute off this path.
+        """
+        known = self.sets.get(eligible)
+        if known is not None:
+            return known
+        if self.policy.cost_us(len(eligible)) <= EXACT_COST_US:
+            return self.warm(eligible)
+        if len(self.misses) < MAX_CACHED_SETS:
+            self.misses.add(eligible)
+        return _renormalised(self.probabilities, eligible)
+
+    def warm(self, eligible: tuple[int, ...]) -> Distribution:
+        """Compute and keep the exact distribution over an eligible set."""
+        arms = np.array(eligible, dtype=np.int64)
+        weights = self.policy.probabilities(self.state, arms)
+        exact = _distribution(self._floored(weights, arms), eligible, EXACT)
+        if len(self.sets) < MAX_CACHED_SETS:
+            self.sets[eligible] = exact
+        return exact
+
+    def _floored(self, weights: Floats, arms: Ints) -> Floats:
+        return _over_arms(self.experiment, self.policy, weights, arms)
+
+
+def build_snapshot(
+    record: ExperimentRecord,
+    state: tuple[Any, ...],
+    *,
+    version: int,
+    created_at_ms: int,
+    folded_to: str = "0-0",
+    correction: tuple[Any, ...] | None = None,
+) -> Snapshot:
+    """Compute the probabilities of the active arms and freeze everything.
+
+    `state` has one row per variant of the record, in order, and holds the `correction`
+    already; at least one variant must be active.
+    """
+    policy = policy_of(record.spec)
+    active = np.array(record.active_arms, dtype=np.int64)
+    weights = policy.probabilities(state, active)
+    return Snapshot(
+        experiment=_without_creatives(record.spec),
+        tenant=record.tenant,
+        version=version,
+        spec_version=record.spec_version,
+        created_at_ms=created_at_ms,
+        folded_to=folded_to,
+        active=_frozen(active),
+        state=_frozen_state(state),
+        correction=None if correction is None else _frozen_state(correction),
+        probabilities=_frozen(_over_arms(record.spec, policy, weights, active)),
+    )
+
+
+def decide(
+    snapshot: Snapshot,
+    nonce: bytes,
+    unit: str | None = None,
+    eligible: tuple[int, ...] | None = None,
+) -> Drawn:
+    """Draw an arm for one decision.
+
+    Parameters
+    ----------
+    nonce
+        Bytes unique to the decision; they fix the draw.
+    unit
+        Whom the decision is for, as given. With `sticky: unit` it fixes the draw
+        instead; where there is a holdout it fixes who is held out.
+    eligible
+        Arms that may be drawn, ascending, not empty; None for all active ones.
+    """
+    allocation = snapshot.experiment.allocation
+    numbers = draws(snapshot.key, nonce)
+    draw, held = numbers
+    if unit is not None and (
+        allocation.holdout_share > 0.0 or allocation.sticky == "unit"
+    ):
+        by_unit = draws(snapshot.key, unit.encode("utf-8", "surrogatepass"))
+        held = by_unit.holdout
+        draw = by_unit.arm if allocation.sticky == "unit" else draw
+    given = snapshot.full if eligible is None else snapshot.distribution(eligible)
+    if held < allocation.holdout_share:
+        return _draw_holdout(given.eligible, draw)
+    arm, propensity = choose(given.probabilities, given.cumulative, draw)
+    return Drawn(arm, propensity, draw, snapshot.policy.mode)
+
+
+def rederive(
+    snapshot: Snapshot,
+    draw: float,
+    mode: str,
+    eligible: tuple[int, ...] | None,
+    rule: str | None,
+) -> Drawn:
+    """Draw a recorded decision again, from what its record says.
+
+    Parameters
+    ----------
+    eligible, rule
+        As recorded; None means the snapshot's own distribution.
+    """
+    given = snapshot.full
+    if eligible is not None:
+        is_exact = rule != RENORMALISED
+        given = (
+            snapshot.warm(eligible)
+            if is_exact
+            else _renormalised(snapshot.probabilities, eligible)
+        )
+    if mode == "holdout":
+        return _draw_holdout(given.eligible, draw)
+    return Drawn(*choose(given.probabilities, given.cumulative, draw), draw, mode)
+
+
+def _draw_holdout(eligible: tuple[int, ...], draw: float) -> Drawn:
+    """Uniform over the eligible arms."""
+    n = len(eligible)
+    return Drawn(eligible[int(draw * n)], 1.0 / n, draw, "holdout")
+
+
+def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
+    """Serialise; `snapshot_from_bytes` restores it bit for bit."""
+    header = {
+        "experiment": snapshot.experiment.model_dump(mode="json"),
+        "tenant": snapshot.tenant,
+        "version": snapshot.version,
+        "spec_version": snapshot.spec_version,
+        "created_at_ms": snapshot.created_at_ms,
+        "folded_to": snapshot.folded_to,
+    }
+    arrays = state_arrays("state", snapshot.state)
+    if snapshot.correction is not None:
+        arrays |= state_arrays("correction", snapshot.correction)
+    arrays |= {"active": snapshot.active, "probabilities": snapshot.probabilities}
+    return pack(header, arrays)
+
+
+def snapshot_from_bytes(data: bytes) -> Snapshot:
+    """Read what `snapshot_to_bytes` wrote.
+
+    Raises
+    ------
+    bandolero.codec.DamagedBytesError
+        When the bytes were cut or altered.
+    """
+    header, arrays = unpack(data)
+    experiment = Experiment.model_validate(header.pop("experiment"))
+    kind = experiment.policy.kind
+    has_correction = any(name.startswith("correction.") for name in arrays)
+    return Snapshot(
+        experiment=experiment,
+        active=arrays["active"],
+        probabilities=arrays["probabilities"],
+        state=state_of("state", kind, arrays),
+        correction=state_of("correction", kind, arrays) if has_correction else None,
+        **header,
+    )
+
+
+def state_arrays(prefix: str, state: tuple[Any, ...]) -> dict[str, Any]:
+    """Arrays of a state, named `<prefix>.<field>`."""
+    names = type(state)._fields  # type: ignore[attr-defined]  # a NamedTuple
+    return {f"{prefix}.{n}": a for n, a in zip(names, state, strict=True)}
+
+
+def state_of(prefix: str, kind: str, arrays: dict[str, Any]) -> tuple[Any, ...]:
+    """The state of a policy kind from arrays named as `state_arrays` names them."""
+    cls = STATES[kind]
+    return cls(*(arrays[f"{prefix}.{name}"] for name in cls._fields))
+
+
+def _without_creatives(experiment: Experiment) -> Experiment:
+    """What deciding needs; creatives are the record's, and may be large."""
+    variants = [v.model_copy(update={"creative": {}}) for v in experiment.variants]
+    return experiment.model_copy(update={"variants": variants})
+
+
+def _over_arms(
+    experiment: Experiment, policy: Policy[Any], weights: Floats, arms: Ints
+) -> Floats:
+    """Policy weights of `arms` with the floor, spread over all arms, (n_arms,)."""
+    if policy.mode == "explore":
+        weights = with_floor(weights, experiment.allocation.min_share)
+    full = np.zeros(len(experiment.variants))
+    full[arms] = weights
+    return full
+
+
+def _distribution(
+    probabilities: Floats, eligible: tuple[int, ...], rule: str
+) -> Distribution:
+    shares = [float(p) for p in probabilities]
+    return Distribution(shares, cumulative(probabilities), eligible, rule)
+
+
+def _renormalised(probabilities: Floats, eligible: tuple[int, ...]) -> Distribution:
+    arms = np.array(eligible, dtype=np.int64)
+    total = float(probabilities[arms].sum())
+    shares = np.zeros(len(probabilities))
+    shares[arms] = probabilities[arms] / total if total > 0.0 else 1.0 / len(arms)
+    return _distribution(shares, eligible, RENORMALISED)
+
+
+def _frozen_state(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    return type(state)(*(_frozen(array) for array in state))
+
+
+def _frozen(array: Any) -> Any:
+    copy = np.array(array)
+    copy.setflags(write=False)
+    return copy

@@ -1,0 +1,1 @@
+"""Bandolero as a service: API workers, learner, archiver, command line, embedded store."""

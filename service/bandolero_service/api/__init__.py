@@ -1,0 +1,1 @@
+"""HTTP: the data plane on plain ASGI routes, everything else on FastAPI."""

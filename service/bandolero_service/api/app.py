@@ -1,0 +1,111 @@
+"""The application: wiring, health, metrics, the OpenAPI document; nothing else."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from bandolero import __version__
+from bandolero.lake.catalog import Lake
+from bandolero_service.api.access import Access
+from bandolero_service.api.control import control_routes
+from bandolero_service.api.data_plane import DataPlane
+from bandolero_service.api.metrics import exposition
+from bandolero_service.api.openapi import with_data_plane
+from bandolero_service.api.reports import report_routes
+from bandolero_service.errors import ApiError, store_down
+from bandolero_service.settings import Settings
+from bandolero_service.store import Store, StoreDownError
+from bandolero_service.views import Views
+from bandolero_service.writer import LogWriter
+
+
+def create_app(
+    store: Store, lake: Lake, views: Views, writer: LogWriter, settings: Settings
+) -> DataPlane:
+    """The ASGI application of one worker, over parts that are already running."""
+    app = FastAPI(
+        title="Bandolero",
+        version=__version__,
+        description="Which creative to show, what it earned, and how sure we are.",
+        max_body_size=settings.max_body_bytes,
+    )
+    _handle_errors(app)
+    access = Access(views)
+    app.include_router(control_routes(store, access))
+    app.include_router(report_routes(store, lake, views, access))
+    plane = DataPlane(app, views, writer, settings)
+    _health_routes(app, store, views, writer)
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    def metrics() -> str:
+        """Prometheus metrics of this worker."""
+        return exposition(plane, views, writer)
+
+    document = app.openapi
+    app.openapi = lambda: with_data_plane(document())  # type: ignore[method-assign]
+    return plane
+
+
+def _health_routes(app: FastAPI, store: Store, views: Views, writer: LogWriter) -> None:
+    @app.get("/healthz", tags=["operations"])
+    def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["operations"])
+    def readyz() -> dict[str, Any]:
+        """Whether the worker can decide, and how fresh what it knows is."""
+        durability: dict[str, str] = {}
+        down = views.stale or writer.store_down
+        if not down:
+            try:
+                durability = store.durability()
+            except StoreDownError:
+                down = True
+        return {
+            "status": "ready",
+            "serving": "stale" if views.stale else "live",
+            "store": "down" if down else "up",
+            "spool_bytes": writer.spool_bytes,
+            "experiments": len(views.views()),
+            **durability,
+        }
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Every refusal is the same error object."""
+
+    @app.exception_handler(ApiError)
+    def refused(_request: Request, error: ApiError) -> Response:
+        headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+        return JSONResponse(error.body(), error.status, headers)
+
+    @app.exception_handler(StoreDownError)
+    def down(_request: Request, _error: StoreDownError) -> Response:
+        return JSONResponse(store_down().body(), 503, {"retry-after": "1"})
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:])
+        status = 400 if first["type"] == "json_invalid" else 422
+        code = "malformed_json" if status == 400 else "invalid_request"
+        message = f"{field or 'body'}: {first['msg']}."
+        return JSONResponse(
+            ApiError(status, code, message, field or None).body(), status
+        )
+
+    @app.exception_handler(HTTPException)
+    def http(_request: Request, error: HTTPException) -> Response:
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        code = codes.get(error.status_code, "refused")
+        body = ApiError(error.status_code, code, f"{error.detail}.").body()
+        return JSONResponse(body, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    def fault(_request: Request, _error: Exception) -> Response:
+        body = ApiError(500, "internal", "something failed on our side.").body()
+        return JSONResponse(body, 500)

@@ -1,0 +1,114 @@
+"""The control plane: routes over experiments and their variants."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Response
+
+from bandolero.experiment import ExperimentRecord
+from bandolero_service.api.access import Access, admin, report
+from bandolero_service.experiments import (
+    Action,
+    VariantAction,
+    acted,
+    change,
+    checked_spec,
+    put_spec,
+    records_of,
+    required_record,
+    variant_acted,
+)
+from bandolero_service.store import ApiKey, Store
+
+
+def control_routes(store: Store, access: Access) -> APIRouter:
+    """Routes over experiments."""
+    router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
+    Admin = Annotated[ApiKey, Depends(access.require(admin))]
+    Reader = Annotated[ApiKey, Depends(access.require(report, admin))]
+
+    @router.put("/{experiment_id}", summary="Create or change an experiment")
+    def put(
+        experiment_id: str,
+        body: Annotated[dict[str, Any], Body(description="design: experiment file")],
+        key: Admin,
+        response: Response,
+        if_match: Annotated[str | None, Header()] = None,
+    ) -> dict[str, Any]:
+        spec = checked_spec(body, key.tenant, experiment_id)
+        old = store.record(key.tenant, experiment_id)
+        record = put_spec(store, key.tenant, spec, if_match)
+        response.status_code = 201 if old is None else 200
+        return _shown(record, response)
+
+    @router.get("", summary="List experiments")
+    def list_experiments(key: Reader) -> dict[str, Any]:
+        records = sorted(records_of(store, key.tenant), key=lambda r: r.experiment_id)
+        return {"experiments": [_summary(record) for record in records]}
+
+    @router.get("/{experiment_id}", summary="Show an experiment")
+    def show(experiment_id: str, key: Reader, response: Response) -> dict[str, Any]:
+        return _shown(required_record(store, key.tenant, experiment_id), response)
+
+    @router.post("/{experiment_id}/variants", status_code=201, summary="Add a variant")
+    def add_variant(
+        experiment_id: str,
+        body: Annotated[dict[str, Any], Body()],
+        key: Admin,
+        response: Response,
+    ) -> dict[str, Any]:
+        def added(record: ExperimentRecord) -> ExperimentRecord:
+            raw = record.spec.model_dump(mode="json")
+            raw["variants"].append(body)
+            spec = checked_spec(raw, key.tenant, experiment_id)
+            return record.model_copy(update={"spec": spec})
+
+        record = change(store, key.tenant, experiment_id, "variant", added)
+        return _shown(record, response)
+
+    @router.post("/{experiment_id}/{action}", summary="Start, pause or stop")
+    def act(
+        experiment_id: str, action: Action, key: Admin, response: Response
+    ) -> dict[str, Any]:
+        record = change(
+            store, key.tenant, experiment_id, action, lambda r: acted(r, action)
+        )
+        return _shown(record, response)
+
+    @router.post(
+        "/{experiment_id}/variants/{variant_id}/{action}",
+        summary="Pause, resume or retire a variant",
+    )
+    def act_on_variant(
+        experiment_id: str,
+        variant_id: str,
+        action: VariantAction,
+        key: Admin,
+        response: Response,
+    ) -> dict[str, Any]:
+        record = change(
+            store,
+            key.tenant,
+            experiment_id,
+            f"variant_{action}",
+            lambda old: variant_acted(old, variant_id, action),
+        )
+        return _shown(record, response)
+
+    return router
+
+
+def _shown(record: ExperimentRecord, response: Response) -> dict[str, Any]:
+    response.headers["etag"] = f'"{record.spec_version}"'
+    shown = record.model_dump(mode="json")
+    return {"experiment": record.experiment_id, **shown}
+
+
+def _summary(record: ExperimentRecord) -> dict[str, Any]:
+    return {
+        "experiment": record.experiment_id,
+        "status": record.status,
+        "spec_version": record.spec_version,
+        "policy": record.spec.policy.kind,
+        "variants": len(record.spec.variants),
+        "started_at_ms": record.started_at_ms,
+    }

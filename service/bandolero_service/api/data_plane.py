@@ -1,0 +1,205 @@
+"""`/v1/decide`, `/v1/decide/batch` and `/v1/events` as plain ASGI routes.
+
+These carry the traffic, so they skip the framework: a header look-up, a typed decode, an
+answer of joined bytes. Everything else goes on to the application behind.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import perf_counter_ns
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bandolero_service.decide import Decider, DecideRequest
+from bandolero_service.errors import ApiError
+from bandolero_service.events import EventBatch, EventDesk
+from bandolero_service.settings import Settings
+from bandolero_service.store import ApiKey
+from bandolero_service.views import Views
+from bandolero_service.writer import LogWriter
+
+MAX_BATCH = 1000
+LATENCY_BOUNDS_US = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000)
+_JSON = (b"content-type", b"application/json")
+_RETRY = (b"retry-after", b"1")
+T = TypeVar("T")
+
+
+class DecideBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/decide/batch`."""
+
+    requests: list[msgspec.Raw]
+
+
+Answer = tuple[int, bytes]
+Handler = Callable[[ApiKey, bytes], Awaitable[Answer]]
+
+
+class DataPlane:
+    """The ASGI application: hot routes here, the rest by `app`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        views: Views,
+        writer: LogWriter,
+        settings: Settings,
+    ) -> None:
+        self.decider = Decider(views, writer)
+        self.desk = EventDesk(views, settings)
+        self.latency_us = [0] * (len(LATENCY_BOUNDS_US) + 1)
+        self.latency_sum_us = 0
+        self._app = app
+        self._views = views
+        self._writer = writer
+        self._max_body_bytes = settings.max_body_bytes
+        self._decode_request = msgspec.json.Decoder(DecideRequest).decode
+        self._decode_batch = msgspec.json.Decoder(DecideBatch).decode
+        self._decode_events = msgspec.json.Decoder(EventBatch).decode
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/decide": ("decide", self._decide),
+            "/v1/decide/batch": ("decide", self._decide_batch),
+            "/v1/events": ("events", self._events),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
+        if route is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        scope_name, handler = route
+        headers = [_JSON]
+        try:
+            key = self._authorised(scope, scope_name)
+            body = await self._body(scope, receive)
+            status, answer = await handler(key, body)
+        except ApiError as error:
+            status, answer = error.status, msgspec.json.encode(error.body())
+            if status == 401:
+                headers.append((b"www-authenticate", b"Bearer"))
+            elif status == 503:
+                headers.append(_RETRY)
+        headers.append((b"content-length", b"%d" % len(answer)))
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _decide(self, key: ApiKey, body: bytes) -> Answer:
+        began = perf_counter_ns()
+        answer = self.decider.answer(key.tenant, _decoded(self._decode_request, body))
+        self._observe((perf_counter_ns() - began) // 1000)
+        return 200, answer
+
+    async def _decide_batch(self, key: ApiKey, body: bytes) -> Answer:
+        requests = _decoded(self._decode_batch, body).requests
+        if len(requests) > MAX_BATCH:
+            message = f"requests has {len(requests)} items, must have <= {MAX_BATCH}."
+            raise ApiError(422, "too_many_requests_in_batch", message, "requests")
+        answers = [self._one_of_batch(key.tenant, raw) for raw in requests]
+        return 200, b'{"decisions":[' + b",".join(answers) + b"]}"
+
+    def _one_of_batch(self, tenant: str, raw: msgspec.Raw) -> bytes:
+        try:
+            return self.decider.answer(tenant, _decoded(self._decode_request, raw))
+        except ApiError as error:
+            refused: bytes = msgspec.json.encode(error.body())
+            return refused
+
+    async def _events(self, key: ApiKey, body: bytes) -> Answer:
+        judged = self.desk.judge(key.tenant, _decoded(self._decode_events, body))
+        if judged.accepted:
+            failure = await self._durable(judged.rows)
+            if failure is not None:
+                message = (
+                    f"events could not be made durable: {failure}; send them again."
+                )
+                raise ApiError(503, "not_durable", message)
+        told = {"accepted": judged.accepted, "rejected": judged.rejected}
+        return 202, msgspec.json.encode(told)
+
+    async def _durable(self, rows: dict[int, list[tuple[Any, ...]]]) -> str | None:
+        """Wait until events are in the log or the spool; why not, where they are not."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[str | None] = loop.create_future()
+
+        def done(failure: str | None) -> None:
+            loop.call_soon_threadsafe(_resolve, future, failure)
+
+        self._writer.told(rows, done)
+        return await future
+
+    def _authorised(self, scope: Scope, wanted: str) -> ApiKey:
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                return authorised(self._views, value.decode("latin-1"), wanted)
+        return authorised(self._views, "", wanted)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, refused as soon as it is known to be too large."""
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ApiError(400, "disconnected", "the request was cut off.")
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                raise too_large(self._max_body_bytes)
+            if not message.get("more_body", False):
+                return body
+
+    def _observe(self, us: int) -> None:
+        self.latency_sum_us += us
+        for i, bound in enumerate(LATENCY_BOUNDS_US):
+            if us <= bound:
+                self.latency_us[i] += 1
+                return
+        self.latency_us[-1] += 1
+
+
+def authorised(views: Views, header: str, *scopes: str) -> ApiKey:
+    """The key of an Authorization header, if it has one of the scopes.
+
+    Raises
+    ------
+    ApiError
+        401 without a valid key, 403 where the key lacks the scopes.
+    """
+    kind, _, text = header.partition(" ")
+    key = views.api_key(text) if kind.lower() == "bearer" else None
+    if key is None and kind.lower() == "bearer":
+        key = views.api_key_now(text)
+    if key is None:
+        message = "Authorization must be 'Bearer KEY' with a valid key."
+        raise ApiError(401, "unauthorised", message)
+    if not any(scope in key.scopes for scope in scopes):
+        wanted = " or ".join(scopes)
+        message = f"the key's scopes are {key.scopes}, must include {wanted}."
+        raise ApiError(403, "forbidden", message)
+    return key
+
+
+def too_large(max_bytes: int) -> ApiError:
+    """A body past its bound."""
+    return ApiError(413, "too_large", f"the body must have at most {max_bytes} bytes.")
+
+
+def _decoded(decode: Callable[[Any], T], body: Any) -> T:
+    """Decode a body; what is wrong with it as our error."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        where = message.rpartition("$.")[2].rstrip("`") if "$." in message else None
+        raise ApiError(422, "invalid_request", f"{message}.", where) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(
+            400, "malformed_json", f"the body is not JSON: {error}."
+        ) from None
+
+
+def _resolve(future: "asyncio.Future[str | None]", failure: str | None) -> None:
+    if not future.done():
+        future.set_result(failure)

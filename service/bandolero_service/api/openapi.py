@@ -1,0 +1,132 @@
+"""The data plane in the OpenAPI document: routes the framework does not know of."""
+
+from typing import Any
+
+import msgspec
+
+from bandolero.experiment import Experiment
+from bandolero_service.decide import DecideRequest
+from bandolero_service.events import Event
+
+_REF = "#/components/schemas/{}"
+_ERRORS = {
+    "400": "The body is not JSON",
+    "401": "No valid key",
+    "403": "The key lacks the scope",
+    "413": "The body is too large",
+    "422": "A field breaks its rule",
+}
+
+
+def with_data_plane(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the data-plane routes, their schemas and the error object."""
+    if "/v1/decide" in document["paths"]:
+        return document
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    (request, event), found = msgspec.json.schema_components(
+        [DecideRequest, Event], ref_template="#/components/schemas/{name}"
+    )
+    schemas |= found | _schemas() | _experiment_schemas()
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"}
+    }
+    paths = document["paths"]
+    paths["/v1/decide"] = _post(
+        "Decide which variant to show", request, "Decision", "200", ("404", "409")
+    )
+    paths["/v1/decide/batch"] = _post(
+        "Decide for up to 1,000 requests, in order",
+        _object({"requests": _list(request)}),
+        "Decisions",
+        "200",
+    )
+    paths["/v1/events"] = _post(
+        "Tell what happened; accepted means durable",
+        _object({"events": _list(event)}),
+        "Accepted",
+        "202",
+        ("503",),
+    )
+    spec = paths["/v1/experiments/{experiment_id}"]["put"]["requestBody"]
+    spec["content"]["application/json"]["schema"] = _ref("Experiment")
+    return document
+
+
+def _post(
+    summary: str,
+    body: dict[str, Any],
+    answer: str,
+    status: str,
+    more: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    codes = [*_ERRORS, *more]
+    errors = {code: _error(_ERRORS.get(code, "Refused")) for code in codes}
+    content = {"application/json": {"schema": _ref(answer)}}
+    return {
+        "post": {
+            "tags": ["data plane"],
+            "summary": summary,
+            "security": [{"key": []}],
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": body}},
+            },
+            "responses": {
+                status: {"description": "Done", "content": content},
+                **errors,
+            },
+        }
+    }
+
+
+def _error(description: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": _ref("Error")}}
+    return {"description": description, "content": content}
+
+
+def _schemas() -> dict[str, Any]:
+    text = {"type": "string"}
+    detail = _object({"code": text, "message": text, "field": text}, ("field",))
+    decision = _object(
+        {
+            "decision_id": text,
+            "experiment": text,
+            "variant": _object({"id": text, "creative": {"type": "object"}}),
+            "propensity": {"type": "number"},
+            "snapshot_version": {"type": "integer"},
+            "mode": {"enum": ["explore", "holdout", "fixed", "fallback"]},
+            "serving": {"enum": ["live", "stale", "cold"]},
+            "fallback": {"type": "boolean"},
+        }
+    )
+    rejected = _object({"index": {"type": "integer"}, "error": detail})
+    return {
+        "Error": _object({"error": detail, "errors": _list(detail)}, ("errors",)),
+        "Decision": decision,
+        "Decisions": _object(
+            {"decisions": _list({"anyOf": [_ref("Decision"), _ref("Error")]})}
+        ),
+        "Accepted": _object(
+            {"accepted": {"type": "integer"}, "rejected": _list(rejected)}
+        ),
+    }
+
+
+def _experiment_schemas() -> dict[str, Any]:
+    schema = Experiment.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs", {}), "Experiment": schema}
+
+
+def _object(
+    properties: dict[str, Any], optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": _REF.format(name)}

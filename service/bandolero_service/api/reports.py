@@ -1,0 +1,79 @@
+"""Routes an analyst uses: reports, and the explanation of a decision."""
+
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from bandolero.lake.catalog import Lake
+from bandolero_service.api.access import Access, admin, report
+from bandolero_service.errors import ApiError
+from bandolero_service.experiments import required_record
+from bandolero_service.explain import explain
+from bandolero_service.store import ApiKey, Store
+from bandolero_service.views import Views
+
+Format = Literal["json", "html", "csv", "parquet"]
+MEDIA = {
+    "html": "text/html; charset=utf-8",
+    "csv": "text/csv; charset=utf-8",
+    "parquet": "application/vnd.apache.parquet",
+}
+_EPOCH = date(1970, 1, 1)
+
+
+def report_routes(store: Store, lake: Lake, views: Views, access: Access) -> APIRouter:
+    """Routes over reports and decisions."""
+    router = APIRouter(prefix="/v1", tags=["reports"])
+    Reader = Annotated[ApiKey, Depends(access.require(report, admin))]
+
+    @router.get(
+        "/experiments/{experiment_id}/report",
+        summary="Report of an experiment",
+        response_model=None,
+    )
+    def get_report(
+        experiment_id: str,
+        key: Reader,
+        format: Format = "json",  # noqa: A002  # the contract's name
+        segment: str | None = None,
+        from_: Annotated[date | None, Query(alias="from")] = None,
+        to: date | None = None,
+    ) -> Response | dict[str, Any]:
+        if segment is not None:
+            message = f"segment == {segment!r}: reports by segment are not kept yet."
+            raise ApiError(422, "no_segments", message, "segment")
+        from bandolero_service.reporting import report_of  # not before it is asked for
+
+        record = required_record(store, key.tenant, experiment_id)
+        built = report_of(store, record, _day(from_), _day(to))
+        return rendered(built, format)
+
+    @router.get("/decisions/{decision_id}", summary="Explain a decision")
+    def get_decision(decision_id: str, key: Reader) -> dict[str, Any]:
+        signer = views.signer(key.tenant)
+        return explain(store, lake, signer, key.tenant, decision_id)
+
+    return router
+
+
+def rendered(built: Any, kind: Format) -> Response | dict[str, Any]:
+    """A `bandolero.report.Report` in the format asked for."""
+    from bandolero.report.html import to_html
+    from bandolero.report.tabular import to_csv, to_json, to_parquet
+
+    if kind == "json":
+        return to_json(built)
+    content: str | bytes
+    if kind == "html":
+        content = to_html(built)
+    elif kind == "csv":
+        content = to_csv(built)
+    else:
+        content = to_parquet(built)
+    return Response(content, media_type=MEDIA[kind])
+
+
+def _day(given: date | None) -> int | None:
+    """Days since 1970, as rollups count them."""
+    return None if given is None else (given - _EPOCH).days

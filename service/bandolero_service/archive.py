@@ -1,0 +1,186 @@
+"""The archiver: what the log says, as Parquet in the lake; then the log may forget.
+
+One commit takes all streams of a shard up to one log time, so the lake is complete up to
+it. The position is the lake's own: a crash between files and manifest repeats the same
+files, and nothing is archived twice or skipped.
+"""
+
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterable
+from threading import Event as Flag
+from typing import Any
+
+from bandolero.lake.catalog import Lake, OverlapError, rows_of
+from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE, log_ms, read_blocks
+from bandolero.settle import GRACE_MS
+from bandolero.snapshot import Snapshot, snapshot_from_bytes
+from bandolero_service import keys
+from bandolero_service.learner import HEARTBEAT_S
+from bandolero_service.settings import Settings
+from bandolero_service.store import (
+    LAST_SEQUENCE,
+    Entry,
+    Store,
+    StoreDownError,
+    blocks_of,
+)
+
+log = logging.getLogger(__name__)
+
+STEP_S = 0.5
+STREAMS = {
+    "decisions": keys.decisions,
+    "events": keys.events,
+    "snapshots": keys.history,
+    "control": keys.control,
+}
+
+
+def run_archiver(store: Store, lake: Lake, settings: Settings, stop: Flag) -> None:
+    """Archive every shard at its interval until told to stop; then once more."""
+    owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+    due: dict[int, float] = {}
+    while not stop.wait(STEP_S):
+        for shard in range(store.shards):
+            if time.monotonic() < due.get(shard, 0.0):
+                _renew(store, shard, owner)
+                continue
+            due[shard] = time.monotonic() + settings.archive_interval_s
+            _archive_shard(store, lake, settings, shard, owner)
+    for shard in range(store.shards):
+        _archive_shard(store, lake, settings, shard, owner)
+        _drop(store, shard, owner)
+
+
+def archive(store: Store, lake: Lake, shard: int, max_bytes: int) -> int:
+    """Commit what the log says of a shard beyond the lake; the log time reached.
+
+    Up to the millisecond before a tick of its own: nothing can be logged before that
+    any more.
+    """
+    after_ms = lake.until_ms(f"s{shard}")
+    until_ms = log_ms(store.tick(shard)) - 1
+    if until_ms <= after_ms:
+        return after_ms
+    entries, until_ms = _entries(store, shard, after_ms, until_ms, max_bytes)
+    lake.commit(
+        f"s{shard}",
+        after_ms,
+        until_ms,
+        {
+            "decisions": read_blocks(blocks_of(entries["decisions"]), DECISIONS_TABLE),
+            "events": read_blocks(blocks_of(entries["events"]), EVENTS_TABLE),
+            "snapshots": rows_of("snapshots", map(_snapshot_row, entries["snapshots"])),
+            "control": rows_of("control", map(_control_row, entries["control"])),
+        },
+    )
+    return until_ms
+
+
+def trim(store: Store, shard: int, archived_ms: int, retain_s: float) -> None:
+    """Let the log forget what is archived, folded and older than is retained."""
+    cursors = json.loads(store.cursors(shard) or "{}")
+    if not cursors:
+        return
+    folded = min(map(log_ms, cursors["decisions"].values()), default=0)
+    newest = log_ms(store.last_id(keys.events(shard)))
+    keep = min(archived_ms, folded - GRACE_MS, newest - round(retain_s * 1000))
+    if keep > round(2000 * HEARTBEAT_S):
+        store.trim(keys.decisions(shard), keep)
+        store.trim(keys.history(shard), keep - round(2000 * HEARTBEAT_S))
+        store.trim(keys.control(shard), keep)
+        store.trim(keys.events(shard), min(keep, log_ms(cursors["events"])))
+
+
+def _archive_shard(
+    store: Store, lake: Lake, settings: Settings, shard: int, owner: str
+) -> None:
+    try:
+        if store.take_lease(shard, "archiver", owner) is None:
+            return
+        before_ms = -1
+        archived_ms = lake.until_ms(f"s{shard}")
+        while archived_ms > before_ms:
+            before_ms = archived_ms
+            archived_ms = archive(store, lake, shard, settings.archive_bytes)
+            if archived_ms - before_ms < 1000:
+                break
+        trim(store, shard, archived_ms, settings.retain_s)
+    except StoreDownError as error:
+        log.warning("shard %d: %s", shard, error)
+    except OverlapError as error:
+        log.warning("shard %d: %s", shard, error)
+    except OSError as error:
+        log.error("shard %d: the lake refuses: %s", shard, error)
+
+
+def _entries(
+    store: Store, shard: int, after_ms: int, until_ms: int, max_bytes: int
+) -> tuple[dict[str, list[Entry]], int]:
+    """Entries of every stream, up to a log time that keeps them within a size."""
+    after = f"{after_ms}-{LAST_SEQUENCE}"
+    entries: dict[str, list[Entry]] = {}
+    for name, stream in STREAMS.items():
+        taken, size = [], 0
+        for entry in store.read(stream(shard), after, until_ms):
+            size += sum(map(len, entry.fields.values()))
+            if size > max_bytes and log_ms(entry.log_id) - 1 > after_ms:
+                until_ms = log_ms(entry.log_id) - 1
+                break
+            taken.append(entry)
+        entries[name] = taken
+    within = {
+        name: [e for e in some if log_ms(e.log_id) <= until_ms]
+        for name, some in entries.items()
+    }
+    return within, until_ms
+
+
+def _snapshot_row(entry: Entry) -> tuple[Any, ...]:
+    data = entry.fields[b"snapshot"]
+    snapshot = snapshot_from_bytes(data)
+    return (
+        snapshot.tenant,
+        snapshot.experiment.experiment,
+        snapshot.version,
+        snapshot.spec_version,
+        snapshot.created_at_ms,
+        snapshot.folded_to,
+        snapshot.experiment.variant_ids,
+        snapshot.probabilities.tolist(),
+        _posterior(snapshot),
+        data,
+        entry.log_id,
+        log_ms(entry.log_id),
+    )
+
+
+def _posterior(snapshot: Snapshot) -> str:
+    """The state as JSON, for people and other tools."""
+    names = type(snapshot.state)._fields  # type: ignore[attr-defined]  # a NamedTuple
+    pairs: Iterable[tuple[str, Any]] = zip(names, snapshot.state, strict=True)
+    return json.dumps({name: array.tolist() for name, array in pairs})
+
+
+def _control_row(entry: Entry) -> tuple[Any, ...]:
+    tenant, _, experiment_id = entry.fields[b"name"].decode().partition("/")
+    kind, body = entry.fields[b"kind"].decode(), entry.fields[b"body"].decode()
+    return tenant, experiment_id, kind, body, entry.log_id, log_ms(entry.log_id)
+
+
+def _renew(store: Store, shard: int, owner: str) -> None:
+    try:
+        store.take_lease(shard, "archiver", owner)
+    except StoreDownError as error:
+        log.debug("%s", error)
+
+
+def _drop(store: Store, shard: int, owner: str) -> None:
+    try:
+        store.drop_lease(shard, "archiver", owner)
+    except StoreDownError as error:
+        log.debug("%s", error)

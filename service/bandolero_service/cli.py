@@ -1,0 +1,278 @@
+"""`bandolero`: serve, manage, report and refresh from the command line.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 a gate kept the old prior, 4 refused-row limit.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from bandolero_service import commands
+from bandolero_service.commands import CommandError, Place, UsageError
+from bandolero_service.embedded import EmbeddedStoreError
+from bandolero_service.errors import ApiError
+from bandolero_service.settings import SettingsError, read_settings
+from bandolero_service.store import StoreDownError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Real-time creative decisions with Thompson sampling, and honest reports.",
+)
+experiment_app = typer.Typer(no_args_is_help=True, help="Apply, list and show.")
+keys_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
+ingest_app = typer.Typer(no_args_is_help=True, help="Load Parquet files into the lake.")
+app.add_typer(experiment_app, name="experiment")
+app.add_typer(keys_app, name="keys")
+app.add_typer(ingest_app, name="ingest")
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(help="`embedded`, or redis://… of a Redis or Valkey server."),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(help="Embedded store, lake, spool, secret. Default ./.bandolero"),
+]
+LakeOption = Annotated[
+    str | None, typer.Option(help="Folder or s3://… of the lake. Default DATA_DIR/lake")
+]
+TenantOption = Annotated[
+    str | None, typer.Option(help="Whose; may be left out where there is only one.")
+]
+
+
+@app.command(
+    epilog="Example: bandolero serve --data-dir ./data --port 8080 --workers 2"
+)
+def serve(
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    lake: LakeOption = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256)] = None,
+    role: Annotated[
+        str | None, typer.Option(help="Only one of: api, learner, archiver.")
+    ] = None,
+    listen_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run API workers, learner and archiver, with the embedded store or a given one."""
+    settings = read_settings(
+        store=store,
+        data_dir=data_dir,
+        lake=lake,
+        port=port,
+        host=host,
+        workers=workers,
+    )
+    if role is not None:
+        from bandolero_service.roles import die_with_parent, run_role
+
+        if role not in ("api", "learner", "archiver"):
+            raise typer.BadParameter(f"{role!r}, must be api, learner or archiver.")
+        if (parent := os.environ.get("BANDOLERO_PARENT")) is not None:
+            die_with_parent()
+            if os.getppid() != int(parent):
+                return
+        run_role(role, settings, listen_fd)
+        return
+    from bandolero_service.supervisor import Supervisor
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(message)s")
+    Supervisor(settings).run()
+
+
+@experiment_app.command("apply", epilog="Example: bandolero experiment apply hero.yaml")
+def experiment_apply(
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+    start: Annotated[bool, typer.Option(help="Start it too.")] = False,
+) -> None:
+    """Create or change experiments from YAML or JSON files."""
+    commands.apply_experiments(_place(store, data_dir, None), files, tenant, start)
+
+
+@experiment_app.command("list", epilog="Example: bandolero experiment list")
+def experiment_list(
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """List experiments."""
+    commands.list_experiments(_place(store, data_dir, None), tenant)
+
+
+@experiment_app.command("show", epilog="Example: bandolero experiment show spring-hero")
+def experiment_show(
+    experiment_id: str,
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Show an experiment's record as JSON."""
+    commands.show_experiment(_place(store, data_dir, None), experiment_id, tenant)
+
+
+@app.command(
+    epilog="Example: bandolero report spring-hero --format html --output r.html"
+)
+def report(
+    experiment_id: str,
+    format: Annotated[  # noqa: A002  # the name of the option
+        str, typer.Option(help="table, json, html, csv or parquet.")
+    ] = "table",
+    output: Annotated[Path | None, typer.Option(help="File; default stdout.")] = None,
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    lake: LakeOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Report what an experiment's variants earned and how sure that is."""
+    if format not in commands.REPORT_FORMATS:
+        rule = f"must be one of {', '.join(commands.REPORT_FORMATS)}."
+        raise typer.BadParameter(f"{format!r}, {rule}", param_hint="--format")
+    place = _place(store, data_dir, lake)
+    commands.report(place, experiment_id, tenant, format, output)
+
+
+@app.command(epilog="Example: bandolero refresh --summary refresh.json")
+def refresh(
+    engine: Annotated[str, typer.Option(help="Query engine: duckdb.")] = "duckdb",
+    until: Annotated[
+        str | None, typer.Option(help="Only what was logged before, ISO 8601.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Compute, but publish nothing.")
+    ] = False,
+    summary: Annotated[Path | None, typer.Option(help="Write a JSON summary.")] = None,
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    lake: LakeOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Settle the lake with late events and corrections, and correct the learner."""
+    if engine != "duckdb":
+        raise typer.BadParameter(f"{engine!r}, must be duckdb.", param_hint="--engine")
+    place = _place(store, data_dir, lake)
+    commands.refresh(place, tenant, until, dry_run, summary)
+
+
+@app.command(epilog="Example: bandolero replay spring-hero")
+def replay(
+    experiment_id: str,
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    lake: LakeOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Fold the lake offline and compare with the served snapshot."""
+    commands.replay(_place(store, data_dir, lake), experiment_id, tenant)
+
+
+@ingest_app.command(
+    "decisions", epilog="Example: bandolero ingest decisions logs/*.parquet"
+)
+def ingest_decisions(
+    paths: Annotated[list[Path], typer.Argument(help="Parquet files or folders.")],
+    data_dir: DataDirOption = None,
+    lake: LakeOption = None,
+) -> None:
+    """Load decisions; refused rows go to quarantine with their reason."""
+    commands.ingest(_place(None, data_dir, lake), "decisions", paths)
+
+
+@ingest_app.command("events", epilog="Example: bandolero ingest events clicks.parquet")
+def ingest_events(
+    paths: Annotated[list[Path], typer.Argument(help="Parquet files or folders.")],
+    data_dir: DataDirOption = None,
+    lake: LakeOption = None,
+) -> None:
+    """Load events; refused rows go to quarantine with their reason."""
+    commands.ingest(_place(None, data_dir, lake), "events", paths)
+
+
+@keys_app.command(
+    "create",
+    epilog="Example: bandolero keys create --tenant acme --scopes decide,events",
+)
+def keys_create(
+    tenant: Annotated[str, typer.Option(help="Whose key it is.")],
+    scopes: Annotated[
+        str, typer.Option(help="Comma-separated: decide, events, report, admin.")
+    ] = "decide,events,report,admin",
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Make an API key and print it alone on stdout; it is not shown again."""
+    commands.create_key(_place(store, data_dir, None), tenant, scopes)
+
+
+@keys_app.command("list", epilog="Example: bandolero keys list")
+def keys_list(store: StoreOption = None, data_dir: DataDirOption = None) -> None:
+    """List keys by id; secrets are not kept."""
+    commands.list_keys(_place(store, data_dir, None))
+
+
+@keys_app.command("revoke", epilog="Example: bandolero keys revoke 1f2e3d4c5b6a")
+def keys_revoke(
+    key_id: str, store: StoreOption = None, data_dir: DataDirOption = None
+) -> None:
+    """Revoke a key; workers refuse it within a second."""
+    commands.revoke_key(_place(store, data_dir, None), key_id)
+
+
+@app.command(epilog="Example: bandolero demo --tests 3 --scale 0.1 --seconds 20")
+def demo(
+    tests: Annotated[int, typer.Option(min=1, help="How many A/B tests to play.")] = 24,
+    scale: Annotated[
+        float,
+        typer.Option(min=0.001, max=1.0, help="Share of each test's impressions."),
+    ] = 1.0,
+    seconds: Annotated[float, typer.Option(min=5.0, help="How long to play.")] = 100.0,
+    seed: Annotated[int, typer.Option(help="Which tests, and which clicks.")] = 7,
+    source: Annotated[
+        Path | None, typer.Option(help="Parquet file of tests to play.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("out"),
+) -> None:
+    """The main job, end to end, on real A/B tests."""
+    from bandolero_service.demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        tests=tests, scale=scale, seconds=seconds, seed=seed, upworthy=source, out=out
+    )
+    raise typer.Exit(run_demo(options))
+
+
+def _place(store: str | None, data_dir: Path | None, lake: str | None) -> Place:
+    return Place(read_settings(store=store, data_dir=data_dir, lake=lake))
+
+
+def main() -> NoReturn:
+    """Run a command; what goes wrong is said in a line, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (SettingsError, UsageError) as error:
+        _fail(str(error), 2)
+    except ApiError as error:
+        for fault in error.faults or [error]:
+            sys.stderr.write(f"bandolero: {fault.message}\n")
+        sys.exit(1)
+    except (CommandError, StoreDownError, EmbeddedStoreError, LookupError) as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(str(error), 1)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"bandolero: {message}\n")
+    sys.exit(code)

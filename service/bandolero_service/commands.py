@@ -1,0 +1,368 @@
+"""What the commands of the command line do, beside a running server or without one."""
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bandolero.experiment import (
+    ExperimentRecord,
+    InvalidExperimentError,
+    load_experiment,
+)
+from bandolero_service import auth
+from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
+from bandolero_service.errors import invalid_experiment
+from bandolero_service.experiments import acted, change, checked_spec, put_spec
+from bandolero_service.settings import EMBEDDED, Settings
+from bandolero_service.store import Store
+
+REPORT_FORMATS = ("table", "json", "html", "csv", "parquet")
+WAIT_FOR_STORE_S = 10.0
+
+
+class CommandError(RuntimeError):
+    """A command cannot do what it was asked."""
+
+
+class UsageError(CommandError):
+    """A command was asked in a way that cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command works."""
+
+    settings: Settings
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """The store: a running one, or the embedded one started for this command."""
+        settings = self.settings
+        embedded = None
+        if settings.store == EMBEDDED:
+            embedded = EmbeddedStore(settings.data_dir)
+            if not embedded.running():
+                _start_or_join(embedded)
+            settings = replace(settings, store=embedded.url)
+        store = Store(settings.store)
+        try:
+            store.open(settings.shards)
+            yield store
+        finally:
+            store.close()
+            if embedded is not None:
+                embedded.stop()
+
+
+def apply_experiments(
+    place: Place, files: list[Path], tenant: str | None, start: bool
+) -> None:
+    """Check every file first, then store them all."""
+    specs = []
+    for file in files:
+        try:
+            specs.append(load_experiment(file.read_bytes()))
+        except InvalidExperimentError as error:
+            faults = [f._replace(message=f"{file}: {f.message}") for f in error.faults]
+            raise invalid_experiment(faults) from None
+    with place.store() as store:
+        for spec in specs:
+            owner = tenant or spec.tenant or "default"
+            checked = checked_spec(spec.model_dump(mode="json"), owner, None)
+            record = put_spec(store, owner, checked)
+            if start:
+                record = change(
+                    store, owner, spec.experiment, "start", lambda r: acted(r, "start")
+                )
+            _say(
+                f"{owner}/{spec.experiment}: version {record.spec_version}, {record.status}"
+            )
+
+
+def list_experiments(place: Place, tenant: str | None) -> None:
+    """A line an experiment."""
+    with place.store() as store:
+        for record in sorted(_all_records(store), key=_name):
+            if tenant in (None, record.tenant):
+                spec = record.spec
+                _say(
+                    f"{_name(record):40} {record.status:8} {spec.policy.kind:14}"
+                    f" {len(spec.variants):4} variants, version {record.spec_version}"
+                )
+
+
+def show_experiment(place: Place, experiment_id: str, tenant: str | None) -> None:
+    """The record as JSON."""
+    with place.store() as store:
+        record = _one(store, experiment_id, tenant)
+        _say(json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False))
+
+
+def report(
+    place: Place,
+    experiment_id: str,
+    tenant: str | None,
+    kind: str,
+    output: Path | None,
+) -> None:
+    """Write the report of an experiment."""
+    from bandolero_service.reporting import report_of
+
+    with place.store() as store:
+        built = report_of(store, _one(store, experiment_id, tenant))
+    data = _rendered(built, kind)
+    if output is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        output.write_bytes(data)
+        _say(f"wrote {output} ({len(data):,} bytes)")
+
+
+def refresh(
+    place: Place,
+    tenant: str | None,
+    until: str | None,
+    dry_run: bool,
+    summary: Path | None,
+) -> None:
+    """Run the nightly job once."""
+    from bandolero.lake.catalog import Lake
+    from bandolero.lake.refresh import refresh as run
+
+    until_ms = None if until is None else _iso_ms(until)
+    owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+    with place.store() as store, store.refresh_lease(owner) as held, _steps() as step:
+        if not held:
+            raise CommandError("another refresh is running; one at a time.")
+        began = time.monotonic()
+        records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
+        lake = Lake(place.settings.lake_url)
+        found = run(lake, records, until_ms, step)
+        if not dry_run:
+            step("publishing")
+            _write_rollups(lake, found.watermark_ms, found.rollups)
+            for correction in found.corrections:
+                body = {
+                    "watermark_ms": correction.watermark_ms,
+                    "changes": correction.changes,
+                }
+                store.put_correction(
+                    correction.tenant_id, correction.experiment_id, body
+                )
+    told = _refresh_summary(found, dry_run, time.monotonic() - began)
+    if summary is not None:
+        summary.write_text(json.dumps(told, indent=2))
+    _say(_refresh_line(told))
+
+
+def replay(place: Place, experiment_id: str, tenant: str | None) -> None:
+    """Fold the lake and compare; fails where the states differ."""
+    from bandolero.lake.catalog import Lake
+    from bandolero.replay import replay as run
+
+    with place.store() as store:
+        record = _one(store, experiment_id, tenant)
+    with _steps() as step:
+        step("folding the lake")
+        found = run(record, Lake(place.settings.lake_url))
+    version, n = found.snapshot.version, found.decisions
+    if not found.same:
+        bad = "".join(f"; {b.path}: {b.reason}" for b in found.bad_files)
+        raise CommandError(
+            f"{_name(record)}: folding {n:,} decisions of the lake does not give the"
+            f" state of snapshot {version}{bad}"
+        )
+    _say(
+        f"{_name(record)}: {n:,} decisions of the lake fold to the state of snapshot"
+        f" {version}, bit for bit"
+    )
+
+
+def ingest(place: Place, table: str, paths: list[Path]) -> None:
+    """Load Parquet files into the lake."""
+    from bandolero.lake.catalog import Lake
+    from bandolero.lake.ingest import ingest as run
+
+    with _steps() as step:
+        found = run(Lake(place.settings.lake_url), table, paths, step)
+    for file in found.files:
+        state = file.reason or f"{file.accepted:,} rows in, {file.refused:,} refused"
+        _say(f"{file.path}: {state}")
+    _say(
+        f"{found.accepted:,} rows in, {found.refused:,} refused to quarantine,"
+        f" {found.bad_files} files refused"
+    )
+
+
+def create_key(place: Place, tenant: str, scopes: str) -> None:
+    """Make a key; its text goes to stdout, alone."""
+    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    for scope in wanted:
+        if scope not in auth.SCOPES:
+            rule = f"must be among {', '.join(auth.SCOPES)}."
+            raise UsageError(f"scopes has {scope!r}, {rule}")
+    if not wanted or not tenant or "/" in tenant:
+        raise UsageError(
+            f"tenant == {tenant!r}, scopes == {scopes!r}: both are needed."
+        )
+    text, key = auth.new_api_key(tenant, wanted)
+    with place.store() as store:
+        store.put_api_key(key)
+    _say(text)
+
+
+def list_keys(place: Place) -> None:
+    """A line a key."""
+    with place.store() as store:
+        for key in sorted(store.api_keys(), key=lambda k: (k.tenant, k.created_at_ms)):
+            made = datetime.fromtimestamp(key.created_at_ms / 1000, UTC)
+            state = "revoked" if key.revoked else "live"
+            _say(
+                f"{key.key_id}  {key.tenant:20} {state:8} {made:%Y-%m-%d} {key.scopes}"
+            )
+
+
+def revoke_key(place: Place, key_id: str) -> None:
+    """Revoke a key."""
+    with place.store() as store:
+        found = [key for key in store.api_keys() if key.key_id == key_id]
+        if not found:
+            raise CommandError(f"key_id == {key_id!r}, must be a key's id.")
+        store.put_api_key(found[0]._replace(revoked=True))
+    _say(f"{key_id} is revoked")
+
+
+def _start_or_join(embedded: EmbeddedStore) -> None:
+    """Start the embedded store; if another process is just starting it, wait for that."""
+    try:
+        embedded.start()
+    except EmbeddedStoreError:
+        deadline = time.monotonic() + WAIT_FOR_STORE_S
+        while not embedded.running():
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _all_records(store: Store) -> list[ExperimentRecord]:
+    return [
+        record
+        for shard in range(store.shards)
+        for record in store.records(shard).values()
+    ]
+
+
+def _one(store: Store, experiment_id: str, tenant: str | None) -> ExperimentRecord:
+    """The experiment of that id; the tenant may be left out where only one has it."""
+    found = [
+        record
+        for record in _all_records(store)
+        if record.experiment_id == experiment_id and tenant in (None, record.tenant)
+    ]
+    if not found:
+        raise CommandError(f"experiment == {experiment_id!r} is not known.")
+    if len(found) > 1:
+        tenants = ", ".join(sorted(record.tenant for record in found))
+        raise UsageError(f"{experiment_id!r} exists for {tenants}: say --tenant.")
+    return found[0]
+
+
+def _rendered(built: Any, kind: str) -> bytes:
+    from bandolero.report import html, tabular, text
+
+    if kind == "parquet":
+        return bytes(tabular.to_parquet(built))
+    render: dict[str, Callable[[Any], str]] = {
+        "table": text.to_text,
+        "json": lambda r: json.dumps(tabular.to_json(r), indent=2) + "\n",
+        "html": html.to_html,
+        "csv": tabular.to_csv,
+    }
+    return render[kind](built).encode()
+
+
+def _write_rollups(lake: Any, watermark_ms: int, rollups: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(rollups, sink, compression="zstd")
+    name = f"rollups/until-{watermark_ms:013d}.parquet"
+    lake.write_bytes(name, bytes(sink.getvalue()))
+
+
+def _refresh_summary(found: Any, dry_run: bool, seconds: float) -> dict[str, Any]:
+    changed = [c for c in found.corrections if c.changes]
+    return {
+        "watermark": datetime.fromtimestamp(found.watermark_ms / 1000, UTC).isoformat(),
+        "watermark_ms": found.watermark_ms,
+        "published": not dry_run,
+        "decisions": found.decisions,
+        "events": found.events,
+        "settled": found.settled,
+        "late_events": found.late_events,
+        "corrected_experiments": {
+            f"{c.tenant_id}/{c.experiment_id}": c.changes for c in changed
+        },
+        "priors": {name: prior._asdict() for name, prior in found.priors.items()},
+        "bad_files": [bad._asdict() for bad in found.bad_files],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _refresh_line(told: dict[str, Any]) -> str:
+    first = (
+        f"refresh up to {told['watermark']}: {told['settled']:,} decisions settled of"
+        f" {told['decisions']:,}, {told['events']:,} events, {told['late_events']:,} late,"
+        f" {len(told['corrected_experiments'])} experiments corrected,"
+        f" {len(told['bad_files'])} bad files, {told['seconds']:.1f} s"
+        f"{'' if told['published'] else ' (dry run: nothing was published)'}"
+    )
+    lines = [first]
+    for name, prior in told["priors"].items():
+        lines.append(
+            f"prior of {name} rates, from {prior['n_variants']} variants:"
+            f" Beta({prior['alpha']:.2f}, {prior['beta']:.1f})"
+        )
+    return "\n".join(lines)
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str], None]]:
+    """A progress line on stderr that names the step at hand; silent off a terminal."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda step: progress.update(task, description=step)
+
+
+def _iso_ms(text: str) -> int:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"until == {text!r}, must be an ISO 8601 time.") from None
+    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return int(at.timestamp() * 1000)
+
+
+def _name(record: ExperimentRecord) -> str:
+    return f"{record.tenant}/{record.experiment_id}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")

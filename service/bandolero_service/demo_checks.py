@@ -1,0 +1,93 @@
+"""What has to hold for the demo to have gone well."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from subprocess import CompletedProcess
+from typing import Any
+
+from bandolero_service.demo_client import Faults
+from bandolero_service.demo_play import Play
+
+# 3: a gate kept the old prior, which is an answer and not a failure.
+REFRESH_EXIT_CODES = (0, 3)
+# A click that a busy machine delays past the window of one second is not learned.
+LEARNED_SHARE_MIN = 0.99
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that has to hold, and what was seen."""
+
+    name: str
+    passed: bool
+    seen: str
+
+
+def is_settled(report: dict[str, Any], n_decisions: int) -> bool:
+    """Whether a report holds all `n_decisions`, none of them pending."""
+    totals = report["totals"]
+    return bool(totals["pending"] == 0 and totals["decisions"] >= n_decisions)
+
+
+def traffic_checks(
+    faults: Faults, play: Play, reports: Sequence[dict[str, Any]]
+) -> tuple[Check, ...]:
+    """What has to hold of the traffic and of what was learned from it."""
+    wrong = ", ".join(f"{kind}: {n:,}" for kind, n in sorted(faults.counts.items()))
+    served = ", ".join(f"{n:,} {kind}" for kind, n in play.served.most_common())
+    settled = all(map(is_settled, reports, play.shown.sum(axis=1).tolist()))
+    pending = sum(report["totals"]["pending"] for report in reports)
+    rewards = sum(report["totals"]["rewards"] for report in reports)
+    clicks = int(play.clicks.sum())
+    return (
+        Check(
+            "all requests answered, all events accepted",
+            faults.total == 0,
+            wrong or served,
+        ),
+        Check("all decisions settled", settled, f"{pending:,} pending"),
+        Check(
+            f"at least {LEARNED_SHARE_MIN:.0%} of the clicks in time to be learned",
+            LEARNED_SHARE_MIN * clicks <= rewards <= clicks,
+            f"{rewards:,.0f} of {clicks:,}",
+        ),
+    )
+
+
+def night_checks(
+    refresh: CompletedProcess[str], replay: CompletedProcess[str]
+) -> tuple[Check, ...]:
+    """What the commands said that ran beside the server."""
+    return (
+        Check(
+            "refresh", refresh.returncode in REFRESH_EXIT_CODES, _last_words(refresh)
+        ),
+        Check(
+            "replay agrees with the snapshot",
+            replay.returncode == 0,
+            _last_words(replay),
+        ),
+    )
+
+
+def end_checks(exit_code: int | None, left: Sequence[int]) -> tuple[Check, ...]:
+    """What has to hold of the server's end."""
+    ended = "had to be killed" if exit_code is None else f"exit code {exit_code}"
+    alive = f"still there: {', '.join(map(str, left))}" if left else "none"
+    return (
+        Check("server ended cleanly on SIGTERM", exit_code == 0, ended),
+        Check("no process left behind", not left, alive),
+    )
+
+
+def _last_words(done: CompletedProcess[str]) -> str:
+    """The last line a command printed; of its errors if it failed."""
+    text = (
+        done.stdout.strip()
+        if done.returncode == 0
+        else done.stderr.strip() or done.stdout
+    )
+    line = next(
+        (line.strip() for line in reversed(text.splitlines()) if line.strip()), ""
+    )
+    return line if done.returncode == 0 else f"exit code {done.returncode}: {line}"

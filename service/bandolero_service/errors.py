@@ -1,0 +1,58 @@
+"""Errors a client sees: one object everywhere, naming field, value and rule."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bandolero.experiment import Fault
+
+
+class ApiError(Exception):
+    """A request that is refused: status, code, message, field, all faults."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str | None = None,
+        faults: Sequence[Fault] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.field = field
+        self.faults = tuple(faults)
+
+    def body(self) -> dict[str, Any]:
+        """The error object, with a list of all faults where there are several."""
+        body: dict[str, Any] = {"error": self.detail()}
+        if self.faults:
+            body["errors"] = [
+                {"code": self.code, "message": fault.message, "field": fault.field}
+                for fault in self.faults
+            ]
+        return body
+
+    def detail(self) -> dict[str, Any]:
+        """The inner object, as a batch puts it in a bad item's place."""
+        detail = {"code": self.code, "message": self.message}
+        return detail if self.field is None else {**detail, "field": self.field}
+
+
+def unknown_experiment(experiment_id: str) -> ApiError:
+    """No such experiment, or another tenant's: the answer must not tell which."""
+    message = f"experiment == {experiment_id!r}, must be one of your experiments."
+    return ApiError(404, "unknown_experiment", message, "experiment")
+
+
+def store_down() -> ApiError:
+    """The store is needed for this request and does not answer."""
+    message = "the store does not answer; nothing was changed, try again."
+    return ApiError(503, "store_down", message)
+
+
+def invalid_experiment(faults: Sequence[Fault]) -> ApiError:
+    """A specification with faults, all of them listed."""
+    message = faults[0].message if len(faults) == 1 else f"{len(faults)} faults."
+    return ApiError(422, "invalid_experiment", message, faults[0].field, faults)

@@ -1,0 +1,154 @@
+"""Taking events: each is judged by its decision id alone, then made durable.
+
+A batch is never refused for one bad event: that one is rejected by its index, with the
+field, its value and the rule, and the others are accepted.
+"""
+
+import re
+import time
+from collections import Counter, defaultdict
+from datetime import datetime
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from bandolero_service.errors import ApiError
+from bandolero_service.ids import DecisionId, ForgedIdError
+from bandolero_service.settings import Settings
+from bandolero_service.views import Views
+from bandolero_service.writer import Row
+
+MAX_EVENTS = 1000
+MAX_ID_CHARACTERS = 128
+MAX_VALUE = 1e12
+MICROS = 1_000_000
+DAY_MS = 86_400_000
+_TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True):
+    """One event as a client sends it."""
+
+    event_id: str
+    decision_id: str
+    type: str
+    value: float = 1.0
+    at: datetime | None = None
+    retracts: str | None = None
+
+
+class EventBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/events`."""
+
+    events: list[msgspec.Raw]
+
+
+class Judged:
+    """A batch after judging: rows by shard, and what was rejected."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.rows: dict[int, list[Row]] = defaultdict(list)
+        self.rejected: list[dict[str, Any]] = []
+
+
+class EventDesk:
+    """Judges the events of one worker."""
+
+    def __init__(self, views: Views, settings: Settings) -> None:
+        self.accepted = 0
+        self.rejected: Counter[str] = Counter()
+        self._views = views
+        self._max_age_ms = round(settings.accept_events_days * DAY_MS)
+        self._decode = msgspec.json.Decoder(Event).decode
+
+    def judge(self, tenant: str, batch: EventBatch) -> Judged:
+        """Sort a batch into rows for the log and rejections."""
+        if len(batch.events) > MAX_EVENTS:
+            message = (
+                f"events has {len(batch.events)} items, must have <= {MAX_EVENTS}."
+            )
+            raise ApiError(422, "too_many_events", message, "events")
+        now_ms = time.time_ns() // 1_000_000
+        judged = Judged()
+        for index, raw in enumerate(batch.events):
+            try:
+                shard, row = self._row(tenant, raw, now_ms)
+            except ApiError as error:
+                self.rejected[error.code] += 1
+                judged.rejected.append({"index": index, "error": error.detail()})
+            else:
+                judged.rows[shard].append(row)
+                judged.accepted += 1
+        self.accepted += judged.accepted
+        return judged
+
+    def _row(self, tenant: str, raw: msgspec.Raw, now_ms: int) -> tuple[int, Row]:
+        """The event's shard and its row of `bandolero.log.EVENTS`."""
+        event = self._decoded(raw)
+        _check(event)
+        decision = self._decision(tenant, event, now_ms)
+        name = self._views.experiment_id(tenant, decision.key)
+        return decision.shard, (
+            tenant,
+            event.event_id,
+            event.decision_id,
+            name,
+            event.type,
+            round(event.value * MICROS),
+            event.retracts,
+            decision.decided_at_ms,
+            _event_time_ms(event.at, decision.decided_at_ms, now_ms),
+            now_ms,
+        )
+
+    def _decoded(self, raw: msgspec.Raw) -> Event:
+        try:
+            event: Event = self._decode(raw)
+        except msgspec.DecodeError as error:
+            raise ApiError(422, "invalid_event", f"{error}.") from None
+        return event
+
+    def _decision(self, tenant: str, event: Event, now_ms: int) -> DecisionId:
+        try:
+            decision = self._views.signer(tenant).read(event.decision_id)
+        except ForgedIdError:
+            shown = event.decision_id[:80]
+            message = f"decision_id == {shown!r}, must be one you were given."
+            raise ApiError(422, "unknown_decision", message, "decision_id") from None
+        if now_ms - decision.decided_at_ms > self._max_age_ms:
+            days = self._max_age_ms / DAY_MS
+            message = f"decision_id is older than {days:g} days, must be younger."
+            raise ApiError(422, "expired_decision", message, "decision_id")
+        return decision
+
+
+def _check(event: Event) -> None:
+    """Rules of single fields."""
+    if not 1 <= len(event.event_id) <= MAX_ID_CHARACTERS:
+        raise _broken("event_id", event.event_id[:20], "must have 1 to 128 characters")
+    if not _TYPE.fullmatch(event.type):
+        raise _broken("type", event.type[:40], "must be a lower-case word")
+    if not isfinite(event.value) or abs(event.value) > MAX_VALUE:
+        raise _broken("value", event.value, f"must be finite and within {MAX_VALUE:g}")
+    if event.type == "refund" and event.value <= 0.0:
+        raise _broken("value", event.value, "must be > 0 in a refund, which subtracts")
+    if (event.type == "retract") != (event.retracts is not None):
+        rule = "must name an event_id in a retract, and only there"
+        raise _broken("retracts", event.retracts, rule)
+    if event.at is not None and event.at.tzinfo is None:
+        raise _broken("at", event.at.isoformat(), "must have a time zone")
+
+
+def _broken(field: str, value: object, rule: str) -> ApiError:
+    return ApiError(422, "invalid_event", f"{field} == {value!r}, {rule}.", field)
+
+
+def _event_time_ms(at: datetime | None, decided_at_ms: int, received_at_ms: int) -> int:
+    """The client's time if it lies between decision and receipt, else the receipt's."""
+    if at is not None:
+        at_ms = int(at.timestamp() * 1000)
+        if decided_at_ms <= at_ms <= received_at_ms:
+            return at_ms
+    return received_at_ms

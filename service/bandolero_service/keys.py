@@ -1,0 +1,94 @@
+"""Every key of the store, what it holds and how long it lives.
+
+Keys of a shard share one hash tag, so that scripts over them work on a cluster.
+"""
+
+LAYOUT = "bandolero:layout"
+"""Hash: `shards`, fixed when the store is first used."""
+API_KEYS = "bandolero:keys"
+"""Hash of API keys by key id: JSON, with a hash of the secret."""
+API_KEYS_GENERATION = "bandolero:keys:generation"
+"""Counter, raised at every change of a key."""
+REFRESH_LEASE = "bandolero:refresh"
+"""Who runs the refresh; one at a time."""
+
+WRITER_TTL_MS = 7 * 86_400_000
+"""How long a writer's last sequence number is remembered after its last block."""
+LEASE_MS = 10_000
+"""How long a lease lives unless renewed."""
+REFRESH_LEASE_MS = 3_600_000
+
+
+def tag(shard: int) -> str:
+    """The hash tag of a shard."""
+    return f"{{s{shard}}}"
+
+
+def decisions(shard: int) -> str:
+    """Stream of decision blocks."""
+    return f"{tag(shard)}:decisions"
+
+
+def events(shard: int) -> str:
+    """Stream of event blocks and ticks; its last id is the shard's log time."""
+    return f"{tag(shard)}:events"
+
+
+def control(shard: int) -> str:
+    """Stream of control facts: specification changes, corrections."""
+    return f"{tag(shard)}:control"
+
+
+def history(shard: int) -> str:
+    """Stream of published snapshots."""
+    return f"{tag(shard)}:history"
+
+
+def meta(shard: int) -> str:
+    """Hash: `fence`, `cursors` (JSON) of the learner; `generation` of what is served."""
+    return f"{tag(shard)}:meta"
+
+
+def lease(shard: int, role: str) -> str:
+    """Who is the learner, or the archiver, of the shard."""
+    return f"{tag(shard)}:lease:{role}"
+
+
+def records(shard: int) -> str:
+    """Hash of experiment records, JSON by `tenant/experiment`."""
+    return f"{tag(shard)}:records"
+
+
+def snapshots(shard: int) -> str:
+    """Hash of the newest snapshot by `tenant/experiment`."""
+    return f"{tag(shard)}:snapshots"
+
+
+def versions(shard: int) -> str:
+    """Hash of the newest snapshot's version by `tenant/experiment`."""
+    return f"{tag(shard)}:versions"
+
+
+def folds(shard: int) -> str:
+    """Hash of the learner's policy states by `tenant/experiment`."""
+    return f"{tag(shard)}:folds"
+
+
+def corrections(shard: int) -> str:
+    """Hash of the newest correction by `tenant/experiment`, JSON."""
+    return f"{tag(shard)}:corrections"
+
+
+def rollups(shard: int, name: str) -> str:
+    """Hash of an experiment's epochs by epoch key."""
+    return f"{tag(shard)}:rollups:{name}"
+
+
+def decided(shard: int, name: str) -> str:
+    """Hash: decisions logged so far by variant id, settled or not."""
+    return f"{tag(shard)}:decided:{name}"
+
+
+def writer(shard: int, writer_id: str, stream: str) -> str:
+    """Last sequence number a writer appended; makes appending a block idempotent."""
+    return f"{tag(shard)}:writer:{writer_id}:{stream}"

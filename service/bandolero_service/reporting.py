@@ -1,0 +1,49 @@
+"""A report's data from the store: what the HTTP route and the command line share."""
+
+import time
+
+from bandolero.experiment import ExperimentRecord
+from bandolero.fold import Epoch
+from bandolero.lake.refresh import Correction
+from bandolero.report.build import Report, build_report
+from bandolero.snapshot import snapshot_from_bytes
+from bandolero_service.folding import epoch_from_bytes
+from bandolero_service.store import Store, name_of
+
+
+def report_of(
+    store: Store,
+    record: ExperimentRecord,
+    from_day: int | None = None,
+    to_day: int | None = None,
+) -> Report:
+    """The report of an experiment as of now."""
+    name = name_of(record.tenant, record.experiment_id)
+    shard = store.shard(record.tenant, record.experiment_id)
+    data = store.snapshots(shard, [name]).get(name)
+    return build_report(
+        record,
+        _epochs(store, shard, name),
+        decided=store.decided(shard, name),
+        correction=_correction(store, record, shard, name),
+        snapshot=None if data is None else snapshot_from_bytes(data),
+        generated_at_ms=time.time_ns() // 1_000_000,
+        from_day=from_day,
+        to_day=to_day,
+    )
+
+
+def _epochs(store: Store, shard: int, name: str) -> list[Epoch]:
+    found = store.rollups(shard, name)
+    return [epoch_from_bytes(data) for data in found.values()]
+
+
+def _correction(
+    store: Store, record: ExperimentRecord, shard: int, name: str
+) -> Correction | None:
+    body = store.corrections(shard).get(name)
+    if body is None:
+        return None
+    return Correction(
+        record.tenant, record.experiment_id, body["watermark_ms"], body["changes"]
+    )

@@ -1,0 +1,149 @@
+"""The processes of a running system: API worker, learner, archiver, each on its own."""
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from bandolero_service.settings import EMBEDDED, Settings
+from bandolero_service.store import Store, StoreDownError
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 1.0
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+DRAIN_S = 10
+_PR_SET_PDEATHSIG = 1
+
+
+class RefusedStoreError(RuntimeError):
+    """The store is set up in a way that would lose data."""
+
+
+def run_role(role: str, settings: Settings, listen_fd: int | None = None) -> None:
+    """Run one role until SIGTERM."""
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {role} %(levelname)s %(message)s"
+    )
+    roles: dict[str, Callable[[], None]] = {
+        "api": lambda: _run_api(settings, listen_fd),
+        "learner": lambda: _run_learner(settings),
+        "archiver": lambda: _run_archiver(settings),
+    }
+    roles[role]()
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def open_store(settings: Settings, timeout_s: float) -> Store:
+    """Connect, waiting until the store answers; refuse one that would lose data."""
+    if settings.store == EMBEDDED:
+        raise RefusedStoreError("a single role needs --store with a URL.")
+    store = Store(settings.store, timeout_s)
+    while True:
+        try:
+            store.open(settings.shards)
+            _check_durability(store)
+            return store
+        except StoreDownError as error:
+            log.warning("%s; trying again", error)
+            time.sleep(1.0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that the API workers share."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = socket.socket(family, socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((host, port))
+    server.listen(BACKLOG)
+    return server
+
+
+def _check_durability(store: Store) -> None:
+    promised = store.durability()
+    policy = promised.get("maxmemory-policy", "noeviction")
+    if policy.startswith("allkeys"):
+        raise RefusedStoreError(
+            f"maxmemory-policy == {policy!r}, must not evict the log."
+        )
+    if (promised.get("appendonly"), promised.get("appendfsync")) != ("yes", "always"):
+        log.warning("the store may lose acknowledged events: %s", promised)
+
+
+def _run_api(settings: Settings, listen_fd: int | None) -> None:
+    import uvicorn
+
+    from bandolero.lake.catalog import Lake
+    from bandolero_service.api.app import create_app
+    from bandolero_service.views import Views, warm_up
+    from bandolero_service.writer import LogWriter
+
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at its end
+    signal.signal(signal.SIGINT, lambda *_: None)
+    if listen_fd is None:
+        server_socket = listen(settings.host, settings.port)
+    else:
+        server_socket = socket.socket(fileno=listen_fd)
+    store = open_store(settings, REQUEST_TIMEOUT_S)
+    views = Views(store, settings)
+    writer = LogWriter(store, settings)
+    warm_up()
+    views.start()
+    writer.start()
+    app = create_app(store, Lake(settings.lake_url), views, writer, settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        server_header=False,
+        date_header=False,
+    )
+    gc.collect()
+    gc.freeze()
+    log.info("worker %d is ready", os.getpid())
+    uvicorn.Server(config).run(sockets=[server_socket])
+    writer.stop()
+    views.stop()
+    store.close()
+
+
+def _run_learner(settings: Settings) -> None:
+    from bandolero_service.learner import run_learner
+
+    stop = _stop_flag()
+    run_learner(open_store(settings, 5.0), settings, stop)
+
+
+def _run_archiver(settings: Settings) -> None:
+    from bandolero.lake.catalog import Lake
+    from bandolero_service.archive import run_archiver
+
+    stop = _stop_flag()
+    store = open_store(settings, 5.0)
+    run_archiver(store, Lake(settings.lake_url), settings, stop)
+
+
+def _stop_flag() -> threading.Event:
+    """Set by SIGTERM or SIGINT."""
+    flag = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: flag.set())
+    signal.signal(signal.SIGINT, lambda *_: flag.set())
+    return flag

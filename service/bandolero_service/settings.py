@@ -1,0 +1,149 @@
+"""Settings of a service process: one frozen record, from the environment.
+
+Every field `name` is read from `BANDOLERO_NAME`; the command line sets the same
+variables for the processes it starts, so there is one way in.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+PREFIX = "BANDOLERO_"
+_READERS: dict[str, Callable[[str], object]] = {
+    "path": Path,
+    "str": str,
+    "int": int,
+    "float": float,
+}
+EMBEDDED = "embedded"
+
+
+class SettingsError(ValueError):
+    """A setting breaks its rule."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a process finds its parts and how patient it is.
+
+    Parameters
+    ----------
+    store
+        `embedded`, or a URL: `redis://`, `rediss://` or `unix://`.
+    data_dir
+        Holds the embedded store, the lake, the spool and the secret.
+    lake
+        Directory or URL of an Arrow filesystem; default `<data_dir>/lake`.
+    secret
+        Signs decision ids and pseudonymises units; default: `<data_dir>/secret`, made
+        at first use. Several machines must share one.
+    shards
+        Fixed when a store is first used.
+    flush_interval_s
+        Longest time a decision waits in a worker's memory.
+    poll_interval_s
+        How often a worker looks for new snapshots, specifications and keys.
+    publish_interval_s
+        Least time between two snapshots of an experiment.
+    archive_interval_s, archive_bytes
+        The archiver commits at whichever comes first.
+    retain_s
+        The log keeps at least this much, archived or not.
+    accept_events_days
+        Events of older decisions are rejected as expired.
+    spool_max_bytes
+        Blocks kept on local disk while the store is down.
+    """
+
+    store: str = EMBEDDED
+    data_dir: Path = Path(".bandolero")
+    lake: str = ""
+    secret: str = ""
+    shards: int = 4
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    flush_interval_s: float = 0.02
+    poll_interval_s: float = 0.2
+    publish_interval_s: float = 1.0
+    archive_interval_s: float = 300.0
+    archive_bytes: int = 64_000_000
+    retain_s: float = 3600.0
+    accept_events_days: float = 30.0
+    max_body_bytes: int = 1_000_000
+    spool_max_bytes: int = 1_000_000_000
+
+    @property
+    def lake_url(self) -> str:
+        """Where the lake is."""
+        return self.lake or str(self.data_dir / "lake")
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where blocks wait while the store is down."""
+        return self.data_dir / "spool"
+
+    def secret_bytes(self) -> bytes:
+        """The secret, made and kept on disk where none is given."""
+        if self.secret:
+            return self.secret.encode()
+        return _kept_secret(self.data_dir / "secret")
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give these settings to another process."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["data_dir"] = self.data_dir.absolute()
+        return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+
+def read_settings(
+    environment: Mapping[str, str] = os.environ, **given: Any
+) -> Settings:
+    """Settings from the environment, with those `given` (not None) on top.
+
+    Raises
+    ------
+    SettingsError
+        Naming the variable, its value and the rule.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(Settings):
+        name = PREFIX + field.name.upper()
+        if name in environment:
+            values[field.name] = _parse(name, environment[name], field.default)
+    values |= {name: value for name, value in given.items() if value is not None}
+    settings = replace(Settings(), **values)
+    if not 1 <= settings.shards <= 1024:
+        raise SettingsError(f"shards == {settings.shards}, must be 1 to 1024.")
+    if not 1 <= settings.workers <= 256:
+        raise SettingsError(f"workers == {settings.workers}, must be 1 to 256.")
+    return settings
+
+
+def _parse(name: str, text: str, default: object) -> object:
+    kind = "path" if isinstance(default, Path) else type(default).__name__
+    try:
+        return _READERS[kind](text)
+    except ValueError:
+        raise SettingsError(f"{name} == {text!r}, must be a {kind}.") from None
+
+
+def _kept_secret(path: Path) -> bytes:
+    """Read the secret at `path`; make it first if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"secret.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        draft.write_text(secrets.token_hex(32))
+        draft.chmod(0o600)
+        try:
+            os.link(
+                draft, path
+            )  # fails if another process was first: its secret stands
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_bytes()

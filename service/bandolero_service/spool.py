@@ -1,0 +1,114 @@
+"""Blocks on local disk while the store is down: appended, synced, drained in order.
+
+One file a writer. A record is length, CRC-32 and body; the body packs where the block
+goes and its number, so that appending it later, even twice, adds it once. A record cut
+short by a crash was never acknowledged and ends the file.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from struct import Struct
+from zlib import crc32
+
+from bandolero_service.store import Block
+
+_HEAD = Struct("<II")
+
+
+class SpoolFullError(RuntimeError):
+    """The spool has reached its bound."""
+
+
+class Spool:
+    """The spool file of one writer, locked while it is open."""
+
+    def __init__(self, folder: Path, writer_id: str, max_bytes: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{writer_id}.spool"
+        self.writer_id = writer_id
+        self._max_bytes = max_bytes
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._drained = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes not drained yet."""
+        return os.fstat(self._file).st_size - self._drained
+
+    def append(self, blocks: list[Block]) -> None:
+        """Add blocks and sync them to disk.
+
+        Raises
+        ------
+        SpoolFullError
+            When they do not fit; nothing is added.
+        OSError
+            When the disk refuses.
+        """
+        data = b"".join(_record(block) for block in blocks)
+        start = os.fstat(self._file).st_size
+        if start + len(data) > self._max_bytes:
+            raise SpoolFullError(
+                f"the spool holds {start} bytes, its bound is reached."
+            )
+        try:
+            written = os.write(self._file, data)
+            if written != len(data):
+                raise OSError(f"only {written} of {len(data)} bytes fitted.")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, start)
+            raise
+
+    def blocks(self) -> Iterator[tuple[int, Block]]:
+        """Blocks not drained yet, in order, each with the offset just after it."""
+        with self.path.open("rb") as file:
+            file.seek(self._drained)
+            while len(head := file.read(_HEAD.size)) == _HEAD.size:
+                length, check = _HEAD.unpack(head)
+                body = file.read(length)
+                if len(body) < length or crc32(body) != check:
+                    return
+                yield file.tell(), _block(body)
+
+    def drained(self, offset: int) -> None:
+        """Note that everything before `offset` is in the log; empty the file at its end."""
+        self._drained = offset
+        if self.size == 0:
+            os.ftruncate(self._file, 0)
+            self._drained = 0
+
+    def discard_rest(self) -> None:
+        """Forget a record that a crash cut short; it was never acknowledged."""
+        self.drained(self._drained + self.size)
+
+    def close(self) -> None:
+        """Close; an empty file is removed."""
+        if self.size == 0:
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)
+
+
+def orphans(folder: Path, max_bytes: int) -> Iterator[Spool]:
+    """Spools whose writer is gone, now ours."""
+    for path in sorted(folder.glob("*.spool")):
+        try:
+            yield Spool(folder, path.stem, max_bytes)
+        except BlockingIOError:
+            continue  # its writer lives
+
+
+def _record(block: Block) -> bytes:
+    head = json.dumps([block.stream, block.shard, block.number, block.counts]).encode()
+    body = len(head).to_bytes(4, "little") + head + block.payload
+    return _HEAD.pack(len(body), crc32(body)) + body
+
+
+def _block(body: bytes) -> Block:
+    end = 4 + int.from_bytes(body[:4], "little")
+    stream, shard, number, counts = json.loads(body[4:end])
+    return Block(stream, shard, number, body[end:], counts)

@@ -1,0 +1,375 @@
+"""The only module that speaks Redis: typed acts on the log and the served state.
+
+All acts are synchronous with short time-outs and no retries: callers live on threads of
+their own, and an ambiguous answer is resolved by asking again with the same number
+(`append`), never by a client that re-sends behind our back.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any, NamedTuple, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from bandolero.draws import experiment_key, shard_of
+from bandolero.experiment import ExperimentRecord
+from bandolero_service import keys
+
+READ_COUNT = 500
+SCRIPTS = ("append", "lease", "release", "commit", "put", "correct")
+NO_POSITION = "0-0"
+LAST_SEQUENCE = 2**64 - 1
+
+
+class StoreDownError(RuntimeError):
+    """The store cannot be reached, or refuses to work."""
+
+
+class FencedError(RuntimeError):
+    """Another process has taken over this shard; what we hold is out of date."""
+
+
+class Block(NamedTuple):
+    """A block on its way to the log; `counts` are decisions by (experiment, variant)."""
+
+    stream: str
+    shard: int
+    number: int
+    payload: bytes
+    counts: dict[str, dict[str, int]]
+
+
+class Entry(NamedTuple):
+    """An entry of a stream: its log id and fields."""
+
+    log_id: str
+    fields: dict[bytes, bytes]
+
+
+class Commit(NamedTuple):
+    """What a learner writes in one step."""
+
+    cursors: str
+    folds: dict[str, bytes]
+    snapshots: dict[str, tuple[int, bytes]]
+    rollups: dict[str, dict[str, bytes]]
+
+
+class ApiKey(NamedTuple):
+    """An API key as kept: never its secret, only a hash of it."""
+
+    key_id: str
+    tenant: str
+    scopes: list[str]
+    secret_hash: str
+    created_at_ms: int
+    revoked: bool = False
+
+
+def name_of(tenant: str, experiment_id: str) -> str:
+    """An experiment's name in keys; neither part can hold a slash."""
+    return f"{tenant}/{experiment_id}"
+
+
+class Store:
+    """A connection to the store, safe to use from several threads."""
+
+    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+        # The client's types cover its asynchronous twin and decoded answers as well.
+        self._redis: Any = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+        folder = files("bandolero_service") / "scripts"
+        self._scripts = {
+            name: self._redis.register_script((folder / f"{name}.lua").read_text())
+            for name in SCRIPTS
+        }
+        self.shards = 0
+        self._parsed_records: dict[str, tuple[bytes, ExperimentRecord]] = {}
+
+    def open(self, shards: int) -> None:
+        """Fix the number of shards at first use, and read it later."""
+        with _down():
+            self._redis.hsetnx(keys.LAYOUT, "shards", str(shards))
+            self.shards = int(self._redis.hget(keys.LAYOUT, "shards"))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def shard(self, tenant: str, experiment_id: str) -> int:
+        """The shard an experiment lives on."""
+        return shard_of(experiment_key(tenant, experiment_id), self.shards)
+
+    def durability(self) -> dict[str, str]:
+        """What the store promises: `appendfsync` and `maxmemory-policy`."""
+        with _down():
+            fsync = self._redis.config_get("appendonly", "appendfsync")
+            return {**fsync, **self._redis.config_get("maxmemory-policy")}
+
+    # The log
+
+    def append(self, writer_id: str, blocks: Sequence[Block]) -> None:
+        """Append blocks, each once, however often it is called with it."""
+        with _down():
+            pipe = self._redis.pipeline(transaction=False)
+            for block in blocks:
+                self._append(pipe, writer_id, block)
+            pipe.execute()
+
+    def _append(self, pipe: Any, writer_id: str, block: Block) -> None:
+        stream = {"decisions": keys.decisions, "events": keys.events}[block.stream]
+        where = [
+            stream(block.shard),
+            keys.writer(block.shard, writer_id, block.stream),
+        ]
+        args: list[Any] = [block.number, block.payload, keys.WRITER_TTL_MS]
+        for name, counts in block.counts.items():
+            where.append(keys.decided(block.shard, name))
+            for variant_id, n in counts.items():
+                args += [len(where), variant_id, n]
+        self._scripts["append"](keys=where, args=args, client=pipe)
+
+    def tick(self, shard: int) -> str:
+        """Move log time on; returns it as a log id."""
+        with _down():
+            return _text(self._redis.xadd(keys.events(shard), {"tick": "1"}))
+
+    def read(
+        self, stream: str, after: str, until_ms: int | None = None
+    ) -> Iterator[Entry]:
+        """Entries after a log id (exclusive), up to a log time (inclusive)."""
+        end = "+" if until_ms is None else f"{until_ms}-{LAST_SEQUENCE}"
+        while True:
+            with _down():
+                found = self._redis.xrange(stream, f"({after}", end, count=READ_COUNT)
+            for log_id, fields in found:
+                after = _text(log_id)
+                yield Entry(after, fields)
+            if len(found) < READ_COUNT:
+                return
+
+    def last_id(self, stream: str) -> str:
+        """The newest log id of a stream."""
+        with _down():
+            found = self._redis.xrevrange(stream, count=1)
+        return _text(found[0][0]) if found else NO_POSITION
+
+    def trim(self, stream: str, before_ms: int) -> None:
+        """Forget entries logged before a log time (some may stay a while)."""
+        with _down():
+            self._redis.xtrim(stream, minid=f"{before_ms}-0", approximate=True)
+
+    # Leases and the learner's commit
+
+    def take_lease(self, shard: int, role: str, owner: str) -> int | None:
+        """Take or renew a lease; its fence, or None while another holds it."""
+        where = [keys.lease(shard, role), keys.meta(shard)]
+        args = [owner, keys.LEASE_MS, f"fence:{role}"]
+        with _down():
+            return int(self._scripts["lease"](keys=where, args=args)) or None
+
+    def drop_lease(self, shard: int, role: str, owner: str) -> None:
+        """Give a lease up, if it is ours."""
+        with _down():
+            self._scripts["release"](keys=[keys.lease(shard, role)], args=[owner])
+
+    def cursors(self, shard: int) -> str:
+        """The learner's committed cursors, as it wrote them; empty at first."""
+        with _down():
+            return _text(self._redis.hget(keys.meta(shard), "cursors") or b"")
+
+    def commit(self, shard: int, fence: int, expected: str, commit: Commit) -> None:
+        """Write position and output in one step.
+
+        Raises
+        ------
+        FencedError
+            When another learner has taken over, or the position is not as expected.
+        """
+        where = [
+            keys.meta(shard),
+            keys.lease(shard, "learner"),
+            keys.folds(shard),
+            keys.snapshots(shard),
+            keys.versions(shard),
+            keys.history(shard),
+        ]
+        args: list[Any] = [fence, expected, commit.cursors, keys.LEASE_MS]
+        args.append(len(commit.folds))
+        args += [part for item in commit.folds.items() for part in item]
+        args.append(len(commit.snapshots))
+        for name, (version, data) in commit.snapshots.items():
+            args += [name, version, data]
+        args.append(sum(len(epochs) for epochs in commit.rollups.values()))
+        for name, epochs in commit.rollups.items():
+            where.append(keys.rollups(shard, name))
+            for key, data in epochs.items():
+                args += [len(where), key, data]
+        with _down():
+            self._scripts["commit"](keys=where, args=args)
+
+    def folds(self, shard: int) -> dict[str, bytes]:
+        """The learner's states by name."""
+        return self._bytes(keys.folds(shard))
+
+    def rollups(self, shard: int, name: str) -> dict[str, bytes]:
+        """An experiment's epochs by key."""
+        return self._bytes(keys.rollups(shard, name))
+
+    # What is served
+
+    def generation(self, shard: int) -> int:
+        """A number that moves whenever something served has changed."""
+        with _down():
+            return int(self._redis.hget(keys.meta(shard), "generation") or 0)
+
+    def records(self, shard: int) -> dict[str, ExperimentRecord]:
+        """Experiment records of a shard by name."""
+        found = self._bytes(keys.records(shard))
+        return {name: self._parsed(name, data) for name, data in found.items()}
+
+    def record(self, tenant: str, experiment_id: str) -> ExperimentRecord | None:
+        """One record."""
+        where = keys.records(self.shard(tenant, experiment_id))
+        with _down():
+            data = self._redis.hget(where, name_of(tenant, experiment_id))
+        return ExperimentRecord.model_validate_json(data) if data else None
+
+    def put_record(
+        self, record: ExperimentRecord, expected: int | None, kind: str
+    ) -> bool:
+        """Write a record if the version is still `expected` (None: not there yet)."""
+        shard = self.shard(record.tenant, record.experiment_id)
+        body = record.model_dump_json()
+        name = name_of(record.tenant, record.experiment_id)
+        version = "" if expected is None else expected
+        where = [keys.records(shard), keys.control(shard), keys.meta(shard)]
+        with _down():
+            args: list[Any] = [name, version, body, kind, body]
+            return bool(self._scripts["put"](keys=where, args=args))
+
+    def versions(self, shard: int) -> dict[str, int]:
+        """Newest snapshot version by name."""
+        return {n: int(v) for n, v in self._bytes(keys.versions(shard)).items()}
+
+    def snapshots(self, shard: int, names: Sequence[str]) -> dict[str, bytes]:
+        """Newest snapshots of some experiments."""
+        if not names:
+            return {}
+        with _down():
+            found = self._redis.hmget(keys.snapshots(shard), list(names))
+        return {n: d for n, d in zip(names, found, strict=True) if d is not None}
+
+    def decided(self, shard: int, name: str) -> dict[str, int]:
+        """Decisions logged so far by variant id."""
+        found = self._bytes(keys.decided(shard, name))
+        return {variant_id: int(n) for variant_id, n in found.items()}
+
+    # Corrections, refresh
+
+    def put_correction(
+        self, tenant: str, experiment_id: str, body: Mapping[str, Any]
+    ) -> None:
+        """Publish the newest correction of an experiment."""
+        shard = self.shard(tenant, experiment_id)
+        name = name_of(tenant, experiment_id)
+        where = [keys.corrections(shard), keys.control(shard), keys.meta(shard)]
+        with _down():
+            self._scripts["correct"](keys=where, args=[name, json.dumps(body)])
+
+    def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
+        """Newest corrections by name."""
+        found = self._bytes(keys.corrections(shard))
+        return {name: json.loads(data) for name, data in found.items()}
+
+    @contextmanager
+    def refresh_lease(self, owner: str) -> Iterator[bool]:
+        """Hold the refresh lease; False where another refresh holds it."""
+        with _down():
+            held = self._redis.set(
+                keys.REFRESH_LEASE, owner, nx=True, px=keys.REFRESH_LEASE_MS
+            )
+        try:
+            yield bool(held)
+        finally:
+            if held:
+                with _down():
+                    self._scripts["release"](keys=[keys.REFRESH_LEASE], args=[owner])
+
+    # API keys
+
+    def put_api_key(self, key: ApiKey) -> None:
+        """Write an API key."""
+        with _down():
+            self._redis.hset(keys.API_KEYS, key.key_id, json.dumps(key._asdict()))
+            self._redis.incr(keys.API_KEYS_GENERATION)
+
+    def api_keys(self) -> list[ApiKey]:
+        """All API keys."""
+        found = self._bytes(keys.API_KEYS)
+        return [ApiKey(**json.loads(data)) for data in found.values()]
+
+    def api_keys_generation(self) -> int:
+        """A number that moves whenever an API key has changed."""
+        with _down():
+            return int(self._redis.get(keys.API_KEYS_GENERATION) or 0)
+
+    def _parsed(self, name: str, data: bytes) -> ExperimentRecord:
+        """A record from its bytes; the one parsed before where they are the same."""
+        known = self._parsed_records.get(name)
+        if known is None or known[0] != data:
+            known = (data, ExperimentRecord.model_validate_json(data))
+            self._parsed_records[name] = known
+        return known[1]
+
+    def _bytes(self, where: str) -> dict[str, bytes]:
+        with _down():
+            found = cast("dict[bytes, bytes]", self._redis.hgetall(where))
+        return {name.decode(): data for name, data in found.items()}
+
+
+@contextmanager
+def _down() -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        if str(error).startswith(("FENCED", "MOVED")):
+            raise FencedError(str(error)) from None
+        raise StoreDownError(f"the store refuses: {error}") from error
+    except (redis.RedisError, OSError) as error:
+        raise StoreDownError(f"the store cannot be reached: {error}") from error
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def before(log_id: str) -> str:
+    """The greatest log id below `log_id`, for reading from it inclusively."""
+    ms, _, sequence = log_id.partition("-")
+    if int(sequence) > 0:
+        return f"{ms}-{int(sequence) - 1}"
+    return f"{int(ms) - 1}-{LAST_SEQUENCE}"
+
+
+def blocks_of(entries: Iterable[Entry]) -> Iterator[tuple[str, bytes]]:
+    """(log id, block) of the entries that hold one; ticks are passed over."""
+    for entry in entries:
+        block = entry.fields.get(b"block")
+        if block is not None:
+            yield entry.log_id, block
+
+
+def log_id_at(ms: int) -> str:
+    """The greatest log id below a log time, for reading from it inclusively."""
+    return before(f"{max(ms, 1)}-0")

@@ -1,0 +1,116 @@
+"""`bandolero serve`: the store (if embedded), API workers, learner, archiver, supervised.
+
+A role that ends is started again. On SIGTERM the roles end in the order of the data:
+workers drain and flush, the learner folds, the archiver archives, the store stops.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from bandolero_service.embedded import EmbeddedStore
+from bandolero_service.roles import listen
+from bandolero_service.settings import EMBEDDED, Settings
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 0.1
+RESTART_AFTER_S = 0.5
+STOP_TIMEOUT_S = 12.0
+STOP_ORDER = ("api", "learner", "archiver")
+
+
+@dataclass
+class _Child:
+    role: str
+    process: "subprocess.Popen[bytes]"
+    started_at: float
+
+
+class Supervisor:
+    """The processes of one `bandolero serve`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._given = settings
+        self._embedded: EmbeddedStore | None = None
+        if settings.store == EMBEDDED:
+            self._embedded = EmbeddedStore(settings.data_dir)
+        url = self._embedded.url if self._embedded else settings.store
+        self._settings = replace(settings, store=url)
+        self._children: list[_Child] = []
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Start everything, keep it running, end it on SIGTERM or SIGINT."""
+        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        signal.signal(signal.SIGINT, lambda *_: self._stop.set())
+        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.secret_bytes()  # made before the roles look for it
+        self._socket = listen(self._settings.host, self._settings.port)
+        if self._embedded is not None:
+            self._embedded.start()
+        try:
+            roles = ["api"] * self._settings.workers + ["learner", "archiver"]
+            self._children = [self._started(role) for role in roles]
+            host, port = self._socket.getsockname()[:2]
+            log.info("serving on http://%s:%d (data in %s)", host, port, self._where)
+            while not self._stop.wait(CHECK_S):
+                self._restart_dead()
+        finally:
+            self._end()
+
+    @property
+    def _where(self) -> str:
+        return str(self._settings.data_dir.absolute())
+
+    def _started(self, role: str) -> _Child:
+        command = [sys.executable, "-m", "bandolero_service", "serve", "--role", role]
+        fds: list[int] = []
+        if role == "api":
+            fds = [self._socket.fileno()]
+            command += ["--listen-fd", str(fds[0])]
+        environment = {**os.environ, **self._settings.environment()}
+        environment["BANDOLERO_PARENT"] = str(os.getpid())
+        process = subprocess.Popen(
+            command, env=environment, pass_fds=fds, start_new_session=True
+        )
+        return _Child(role, process, time.monotonic())
+
+    def _restart_dead(self) -> None:
+        store = self._embedded
+        if store is not None and store.process and store.process.poll() is not None:
+            log.error(
+                "the store ended (%d): starting it again", store.process.returncode
+            )
+            store.start()
+        for i, child in enumerate(self._children):
+            code = child.process.poll()
+            rested = time.monotonic() - child.started_at > RESTART_AFTER_S
+            if code is not None and rested:
+                log.error("%s ended (%d): starting it again", child.role, code)
+                self._children[i] = self._started(child.role)
+
+    def _end(self) -> None:
+        for role in STOP_ORDER:
+            those = [c.process for c in self._children if c.role == role]
+            for process in those:
+                process.terminate()
+            for process in those:
+                _wait(process)
+        if self._embedded is not None:
+            self._embedded.stop()
+        self._socket.close()
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        log.error("process %d did not end, killing it", process.pid)
+        process.kill()
+        process.wait()

@@ -1,0 +1,210 @@
+"""Writing behind: a thread that turns a worker's decisions and events into log blocks.
+
+Decisions are handed over and forgotten; events wait for their block to be durable, in
+the log or, while the store is down, synced to the spool. All events that arrive while
+one block is being written share the next (group commit). The request path never waits
+for the store.
+"""
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+from bandolero.fold import FALLBACK
+from bandolero.log import DECISIONS, EVENTS, write_block
+from bandolero_service.settings import Settings
+from bandolero_service.spool import Spool, SpoolFullError, orphans
+from bandolero_service.store import Block, Store, StoreDownError, name_of
+
+log = logging.getLogger(__name__)
+
+Row = tuple[Any, ...]
+Done = Callable[[str | None], None]
+"""Told None when durable, else why not."""
+
+RETRY_S = 0.5
+DRAIN_BLOCKS = 64
+ADOPT_EVERY_S = 10.0
+"""How often a worker looks for spools whose writer is gone."""
+_TENANT, _EXPERIMENT, _VARIANT, _MODE = (
+    DECISIONS.names.index(name)
+    for name in ("tenant_id", "experiment_id", "variant_id", "mode")
+)
+
+
+class LogWriter:
+    """The only path from a worker's memory to the log."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.writer_id = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self.dropped = 0
+        self._store = store
+        self._settings = settings
+        self._spool = Spool(
+            settings.spool_dir, self.writer_id, settings.spool_max_bytes
+        )
+        self._numbers = {"decisions": 0, "events": 0}
+        self._decisions: deque[tuple[int, Row]] = deque()
+        self._events: list[tuple[dict[int, list[Row]], Done]] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._down_until = 0.0
+        self._thread = threading.Thread(target=self._run, name="log-writer")
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is left, then end."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes waiting on disk for the store."""
+        return self._spool.size
+
+    @property
+    def store_down(self) -> bool:
+        """Whether the last attempt to write failed."""
+        return self._down_until > 0.0
+
+    def decided(self, shard: int, row: Row) -> None:
+        """Hand over a decision; a row of `bandolero.log.DECISIONS`."""
+        self._decisions.append((shard, row))
+
+    def told(self, rows: dict[int, list[Row]], done: Done) -> None:
+        """Hand over events by shard; `done` is called once they are durable."""
+        with self._lock:
+            self._events.append((rows, done))
+        self._wake.set()
+
+    def _run(self) -> None:
+        adopt_at = 0.0
+        while not self._stopping:
+            if time.monotonic() >= max(adopt_at, self._down_until):
+                self._adopt_orphans()
+                adopt_at = time.monotonic() + ADOPT_EVERY_S
+            self._wake.wait(self._settings.flush_interval_s)
+            self._wake.clear()
+            self._flush()
+        self._flush()
+        self._spool.close()
+
+    def _flush(self) -> None:
+        decisions = self._take_decisions()
+        with self._lock:
+            batches, self._events = self._events, []
+        waiting = [done for _, done in batches]
+        blocks = self._decision_blocks(decisions) + self._event_blocks(batches)
+        if self._spool.size and time.monotonic() >= self._down_until:
+            self._drain(self._spool)
+        if not blocks:
+            return
+        failure = self._write(blocks)
+        if failure is not None:
+            self.dropped += sum(map(len, decisions.values()))
+            log.error("blocks were dropped: %s", failure)
+        for done in waiting:
+            done(failure)
+
+    def _take_decisions(self) -> dict[int, list[Row]]:
+        """What has been handed over by now; a deque, so that no row can slip between."""
+        taken: dict[int, list[Row]] = defaultdict(list)
+        for _ in range(len(self._decisions)):
+            shard, row = self._decisions.popleft()
+            taken[shard].append(row)
+        return taken
+
+    def _write(self, blocks: list[Block]) -> str | None:
+        """Append to the log, or to the spool; the reason where neither took them."""
+        if not self._spool.size and time.monotonic() >= self._down_until:
+            try:
+                self._store.append(self.writer_id, blocks)
+                self._down_until = 0.0
+                return None
+            except StoreDownError as error:
+                self._down(error)
+        try:
+            self._spool.append(blocks)
+            return None
+        except (OSError, SpoolFullError) as error:
+            return str(error)
+
+    def _drain(self, spool: Spool) -> bool:
+        """Move a spool into the log, in order; whether all of it is there."""
+        batch, end = [], 0
+        for offset, block in spool.blocks():
+            batch.append(block)
+            end = offset
+            if len(batch) >= DRAIN_BLOCKS and not self._drain_batch(spool, batch, end):
+                return False
+        return not batch or self._drain_batch(spool, batch, end)
+
+    def _drain_batch(self, spool: Spool, batch: list[Block], end: int) -> bool:
+        try:
+            self._store.append(spool.writer_id, batch)
+        except StoreDownError as error:
+            self._down(error)
+            return False
+        spool.drained(end)
+        self._down_until = 0.0
+        batch.clear()
+        return True
+
+    def _adopt_orphans(self) -> None:
+        settings = self._settings
+        for spool in orphans(settings.spool_dir, settings.spool_max_bytes):
+            if self._drain(spool):
+                spool.discard_rest()
+            spool.close()
+
+    def _down(self, error: StoreDownError) -> None:
+        if self._down_until == 0.0:
+            log.warning("%s; blocks go to %s", error, self._spool.path)
+        self._down_until = time.monotonic() + RETRY_S
+
+    def _decision_blocks(self, decisions: dict[int, list[Row]]) -> list[Block]:
+        return [
+            Block(
+                "decisions",
+                shard,
+                self._next("decisions"),
+                write_block(rows, DECISIONS),
+                _counts(rows),
+            )
+            for shard, rows in decisions.items()
+        ]
+
+    def _event_blocks(
+        self, batches: list[tuple[dict[int, list[Row]], Done]]
+    ) -> list[Block]:
+        by_shard: dict[int, list[Row]] = defaultdict(list)
+        for rows, _ in batches:
+            for shard, some in rows.items():
+                by_shard[shard] += some
+        return [
+            Block("events", shard, self._next("events"), write_block(rows, EVENTS), {})
+            for shard, rows in by_shard.items()
+        ]
+
+    def _next(self, stream: str) -> int:
+        self._numbers[stream] += 1
+        return self._numbers[stream]
+
+
+def _counts(rows: list[Row]) -> dict[str, dict[str, int]]:
+    """Decisions by experiment and variant; fallbacks are no part of the experiment."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        if row[_MODE] != FALLBACK:
+            counts[name_of(row[_TENANT], row[_EXPERIMENT])][row[_VARIANT]] += 1
+    return counts
