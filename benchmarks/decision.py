@@ -17,9 +17,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # when run as a script
 
-from bandolero import ExperimentRecord, Snapshot, build_snapshot, decide, draws
-from bandolero.policies import BetaState, BetaThompson
-from bandolero.snapshot import snapshot_from_bytes, snapshot_to_bytes
 from benchmarks._machine import (
     Spread,
     print_header,
@@ -27,6 +24,10 @@ from benchmarks._machine import (
     spread,
     us_per_call,
 )
+
+from bandolero import ExperimentRecord, Snapshot, build_snapshot, decide, draws
+from bandolero.policies import BetaState, BetaThompson
+from bandolero.snapshot import snapshot_from_bytes, snapshot_to_bytes
 
 N_DECISIONS = 200_000
 N_BUILDS = 40
@@ -49,7 +50,7 @@ def main() -> None:
         print_row(f"  decide, {n_arms} variants", took.text(3), bar)
     sticky = snapshot_of(week_old(50), {"sticky": "unit", "holdout_share": 0.05})
     narrow = tuple(range(0, 50, 10))
-    for what, call in {
+    others: dict[str, Callable[[bytes], object]] = {
         "  decide, 50 variants, unit, sticky, holdout": partial(
             decide, sticky, unit="unit-4711"
         ),
@@ -58,10 +59,12 @@ def main() -> None:
         ),
         "  of which: draws (the hash)": partial(draws, fifty.key),
         "  for scale: a call that does nothing": bytes.__len__,
-    }.items():
+    }
+    for what, call in others.items():
         print_row(what, us_per_call(call, nonces).text(3))
 
-    print_row("\none snapshot", "ms, median (min … max)", "bar")
+    print()
+    print_row("one snapshot", "ms, median (min … max)", "bar")
     for n_arms in (10, 50, 1000):
         for name, posterior in POSTERIORS.items():
             build = partial(snapshot_of, posterior(n_arms))

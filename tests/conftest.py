@@ -5,13 +5,18 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from bandolero_service.embedded import EmbeddedStore
+    from bandolero_service.store import Store
+    from service_helpers import Running
 
 IN_CI = os.environ.get("CI") == "true"
 KERNELS_AS_PYTHON = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -106,3 +111,41 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def chromium() -> str:
     """Path of a Chromium or Chrome to drive."""
     return found("browser")
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator["Running"]:
+    """A real `bandolero serve` that tests share; nobody kills its processes."""
+    from service_helpers import no_server, running_server
+
+    if (lack := no_server()) is not None:
+        pytest.skip(lack)
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator["EmbeddedStore"]:
+    """A real Valkey server on a socket of its own, for tests that speak to the store."""
+    from bandolero_service.embedded import EmbeddedStore
+    from service_helpers import no_server, short_folder
+
+    if (lack := no_server()) is not None:
+        pytest.skip(lack)
+    with short_folder() as folder:
+        server = EmbeddedStore(folder)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def store(embedded: "EmbeddedStore") -> Iterator["Store"]:
+    """A connection to an empty store of four shards."""
+    from bandolero_service.store import Store
+
+    connection = Store(embedded.url)
+    connection._redis.flushall()
+    connection.open(4)
+    yield connection
+    connection.close()

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from bandolero.experiment import parse_experiment
 from bandolero.simulate import Environment, synthetic_tests
-from bandolero_service import demo_server, demo_source
-from bandolero_service.demo import DemoOptions, run_demo
-from bandolero_service.demo_client import Answer, Client, DemoError, Faults
-from bandolero_service.demo_plan import due, make_plan, mix
-from bandolero_service.demo_play import Player, send_clicks
-from bandolero_service.demo_source import (
+from bandolero_service.demo import server as demo_server
+from bandolero_service.demo import source as demo_source
+from bandolero_service.demo.client import Answer, Client, DemoError, Faults
+from bandolero_service.demo.plan import due, make_plan, mix
+from bandolero_service.demo.play import Player, send_clicks
+from bandolero_service.demo.run import DemoOptions, run_demo
+from bandolero_service.demo.source import (
     SAMPLE_CITATION,
     UPWORTHY_CITATION,
     draw_tests,
@@ -32,7 +33,7 @@ from bandolero_service.demo_source import (
     find_source,
     read_source,
 )
-from bandolero_service.demo_stages import specification
+from bandolero_service.demo.stages import specification
 
 HATS = Environment("hats", ("Red", "<b>Blue</b>"), ("", ""), (0.01, 0.03), 100)
 

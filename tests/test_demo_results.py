@@ -13,31 +13,31 @@ import pytest
 from rich.console import Console
 
 from bandolero.simulate import Environment
-from bandolero_service.demo import DemoOptions
-from bandolero_service.demo_checks import (
+from bandolero_service.demo.checks import (
     Check,
     end_checks,
     is_settled,
     night_checks,
     traffic_checks,
 )
-from bandolero_service.demo_client import Faults
-from bandolero_service.demo_page import Record, as_data, render_page, write_record
-from bandolero_service.demo_play import Play
-from bandolero_service.demo_results import (
+from bandolero_service.demo.client import Faults
+from bandolero_service.demo.page import Record, as_data, render_page, write_record
+from bandolero_service.demo.play import Play
+from bandolero_service.demo.results import (
     course,
     earnings,
     outcome,
     timings,
     total_earnings,
 )
-from bandolero_service.demo_screen import (
+from bandolero_service.demo.run import DemoOptions
+from bandolero_service.demo.screen import (
     Narrator,
     earnings_table,
     leaders_table,
     percent,
 )
-from bandolero_service.demo_source import (
+from bandolero_service.demo.source import (
     SAMPLE_CITATION,
     Source,
 )

@@ -1,122 +1,29 @@
-"""What a report says: columns a reader can add up, honest checks, safe pages."""
+"""What a report says: columns a reader can add up, honest checks, plain words."""
 
-import csv
-import io
-import json
-import re
-import subprocess
-import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from bandolero.experiment import ExperimentRecord, parse_experiment
-from bandolero.fold import Epoch
-from bandolero.lake.refresh import Correction
 from bandolero.policies import BetaState
-from bandolero.report import Report, build_report
-from bandolero.report.figures import lifts_svg, rates_svg, traffic_svg
+from bandolero.report.figures import lifts_svg
 from bandolero.report.html import to_html
-from bandolero.report.tabular import METADATA_KEY, to_csv, to_json, to_parquet
+from bandolero.report.model import Stratum
+from bandolero.report.tabular import to_json
 from bandolero.report.text import to_text
+from bandolero.report.wording import evidence
 from bandolero.snapshot import build_snapshot
-
-DAY = 20_778
-NOW_MS = 1_795_000_000_123
-
-
-def record_of(
-    *headlines: str, status: str = "running", **spec: Any
-) -> ExperimentRecord:
-    """An experiment with a variant v1, v2, … for each headline."""
-    variants = [
-        {"id": f"v{n}", "creative": {"headline": text, "cta": "Go"}}
-        for n, text in enumerate(headlines, 1)
-    ]
-    raw = {"experiment": "hero", "tenant": "acme", "variants": variants, **spec}
-    return ExperimentRecord.model_validate(
-        {"tenant": "acme", "spec": parse_experiment(raw), "status": status}
-    )
-
-
-def value_record(reward: str, **spec: Any) -> ExperimentRecord:
-    """Three variants, evenly shown, whose rewards are not binary."""
-    objective = {"event": "conversion", "reward": reward}
-    policy = {"kind": "uniform"}
-    return record_of("One", "Two", "Three", policy=policy, objective=objective, **spec)
-
-
-def epoch(
-    trials: list[int],
-    rewards: list[float],
-    *,
-    mode: str = "explore",
-    probabilities: list[float] | None = None,
-    squared: list[float] | None = None,
-    day: int = DAY,
-    version: int = 1,
-) -> Epoch:
-    """An epoch in which every decision counts; evenly drawn unless said otherwise."""
-    n = np.array(trials)
-    even = [1 / len(trials)] * len(trials)
-    return Epoch(
-        day,
-        mode,
-        (version, version),
-        np.array(even if probabilities is None else probabilities),
-        n,
-        n,
-        n // 2,
-        np.round(np.array(rewards) * 1e6).astype(np.int64),
-        np.array(rewards if squared is None else squared, dtype=float),
-    )
-
-
-def report_of(
-    record: ExperimentRecord,
-    *epochs: Epoch,
-    changes: Mapping[str, Mapping[str, float]] | None = None,
-    **given: Any,
-) -> Report:
-    """A report; without decisions, correction and snapshot unless given."""
-    correction = None
-    if changes is not None:
-        per_variant = {variant_id: dict(c) for variant_id, c in changes.items()}
-        correction = Correction("acme", "hero", NOW_MS, per_variant)
-    least: dict[str, Any] = {"decided": {}, "snapshot": None, "correction": correction}
-    return build_report(record, epochs, generated_at_ms=NOW_MS, **(least | given))
-
-
-def has_note(report: Report, part: str) -> bool:
-    """Whether some note says this."""
-    return any(part in note for note in report.notes)
-
-
-def busy_report(*headlines: str, **spec: Any) -> Report:
-    """Two variants or more with some hundreds of trials each, one clearly best."""
-    record = record_of(*(headlines or ("One", "Two")), **spec)
-    n = len(record.spec.variants)
-    return report_of(record, epoch([1000] * n, [20.0] * (n - 1) + [60.0]))
-
-
-def bandit_epochs(seed: int, n_epochs: int = 40, size: int = 250) -> list[Epoch]:
-    """Epochs of a healthy bandit whose traffic moves to its last variant."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for step in range(n_epochs):
-        best = 0.3 + 0.6 * step / n_epochs
-        shares = [(1 - best) / 2, (1 - best) / 2, best]
-        trials = rng.multinomial(size, shares)
-        rewards = rng.binomial(trials, 0.05).astype(float)
-        counts = trials.tolist(), rewards.tolist()
-        made.append(epoch(*counts, probabilities=shares, version=step))
-    return made
+from report_cases import (
+    DAY,
+    NOW_MS,
+    bandit_epochs,
+    busy_report,
+    epoch,
+    has_note,
+    record_of,
+    report_of,
+    value_record,
+)
 
 
 def test_columns_by_hand() -> None:
@@ -133,7 +40,11 @@ def test_columns_by_hand() -> None:
     # Beta(1, 2) and Beta(2, 1) have the distribution functions 1 - (1 - x)^2 and x^2.
     assert one.interval_upper == pytest.approx(1 - 0.025**0.5)
     assert two.interval_lower == pytest.approx(0.025**0.5)
-    assert (one.probability_beat_control, one.lift) == (None, None)
+    assert (one.probability_beat_control, one.lift, one.lift_lower) == (None,) * 3
+    # E[1 / rate of v1] is infinite: the lift has an interval, but no mean.
+    assert two.lift is None
+    assert two.lift_lower is not None
+    assert "– (" in to_text(report)
 
 
 def test_prior_is_the_policys() -> None:
@@ -351,106 +262,6 @@ def test_notes_warn_of_few_trials_and_of_adaptive_traffic() -> None:
     assert not has_note(fixed, "z-test")
 
 
-def test_nothing_settled_is_nulls_and_no_figure() -> None:
-    """Whatever is not known is null in JSON, and a report without data has a page."""
-    for report in (report_of(record_of("One")), busy_report()):
-        told = json.loads(json.dumps(to_json(report), allow_nan=False))
-        assert told["experiment"] == "hero"
-        assert len(told["variants"]) == len(report.variants)
-    empty = to_json(report_of(record_of("One")))
-    assert empty["variants"][0]["rate"] is None
-    assert empty["totals"]["rate"] is None
-    assert empty["correction"] is None
-    page = to_html(report_of(record_of("One", "Two"), decided={"v1": 3}))
-    assert "Nothing to compare yet" in page
-    assert "<svg" not in page
-
-
-def test_csv_round_trip() -> None:
-    """CSV gives every column back, and no headline runs as a formula."""
-    report = busy_report('=HYPERLINK("x")', 'Comma, "quote"\nand line')
-    first, second = csv.DictReader(io.StringIO(to_csv(report)))
-    assert list(first) == list(to_json(report)["variants"][0])
-    assert first["headline"] == '\'=HYPERLINK("x")'
-    assert second["headline"] == 'Comma, "quote"\nand line'
-    assert float(second["rate"]) == report.variants[1].rate
-    assert first["lift"] == first["share_now"] == ""
-
-
-def test_parquet_round_trip() -> None:
-    """Parquet gives the same rows as JSON, and the rest in its metadata."""
-    report = busy_report()
-    table = pq.read_table(io.BytesIO(to_parquet(report)))
-    told = to_json(report)
-    assert table.to_pylist() == told.pop("variants")
-    assert json.loads(table.schema.metadata[METADATA_KEY]) == told
-
-
-def test_text_fits_its_width() -> None:
-    """The table keeps to its width with numbers whole, and has no escape codes."""
-    report = busy_report(
-        "A long headline, " * 20, "\x1b[31mred\x1b[0m", "短い見出し" * 20
-    )
-    for width in (100, 120):
-        text = to_text(report, width=width)
-        assert max(map(len, text.splitlines())) <= width
-        assert "\x1b" not in text
-        assert "6.00 %" in text
-        assert "> 99.9 %" in text
-    assert "\x1b[" in to_text(report, colour=True)
-
-
-def test_html_escapes_creatives() -> None:
-    """A creative's markup is shown as text; the page has no script and fetches nothing."""
-    page = to_html(
-        busy_report("<script>alert('x')</script>", '"><img src=x onerror=y>')
-    )
-    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
-    assert "<script" not in page
-    assert "<img" not in page
-    fetched = re.findall(r'(?:\ssrc|\shref)="(?!#)[^"]*"|url\((?!#)[^)]*\)', page)
-    assert fetched == []
-
-
-def test_figures_are_svg_with_text() -> None:
-    """Figures are well-formed, small, and their labels are text."""
-    report = busy_report("One $x^$ two", "Two")
-    for draw in (rates_svg, lifts_svg, traffic_svg):
-        svg = draw(report)
-        assert len(svg) < 50_000
-        texts = [
-            element.text
-            for element in ET.fromstring(svg).iter()
-            if element.tag.endswith("text")
-        ]
-        assert "v1 (control)" in texts
-        assert any("(%)" in (text or "") for text in texts)
-
-
-def test_figures_are_the_same_from_many_threads() -> None:
-    """The same report gives the same bytes, also when threads draw at once."""
-    reports = [busy_report(), busy_report("One", "Two", "Three")] * 4
-    once = [to_html(report) for report in reports[:2]]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(to_html, reports)) == once * 4
-
-
-def test_page_repeats_no_id() -> None:
-    """No two elements of a page share an id, so figures do not borrow each other's."""
-    ids = re.findall(r'\sid="([^"]*)"', to_html(busy_report("One", "Two", "Three")))
-    assert len(ids) == len(set(ids))
-
-
-def test_figures_keep_to_their_rows() -> None:
-    """Of many variants the first by rank are drawn, and the control whatever its rank."""
-    report = busy_report(*(f"Headline {n}" for n in range(60)), control="v7")
-    svg = rates_svg(report)
-    assert "v60" in svg
-    assert "v7 (control)" in svg
-    assert svg.count("text-anchor: end") <= 21
-    assert "54 others" in traffic_svg(report)
-
-
 def test_traffic_is_told_by_day_or_by_epochs() -> None:
     """From four days on traffic is by day, idle days too; below by epochs in a row."""
     record = record_of("One", "Two")
@@ -464,34 +275,8 @@ def test_traffic_is_told_by_day_or_by_epochs() -> None:
     assert np.sum([s.decisions for s in told], axis=0).tolist() == [4950, 100]
 
 
-def test_import_is_light() -> None:
-    """Building a report needs no plotting, no templates, no terminal, no lake."""
-    heavy = ["matplotlib", "jinja2", "rich", "ibis"]
-    script = (
-        "import sys, bandolero.report\n"
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert ran.stdout.strip() == "[]"
-
-
-@pytest.mark.browser
-def test_page_in_a_browser(chromium: str, tmp_path: Path) -> None:
-    """A browser shows a row for each variant and the three figures, and runs nothing."""
-    page = tmp_path / "report.html"
-    hostile = "<script>document.title='taken'</script>"
-    page.write_text(to_html(busy_report(hostile, "Two", "Three")), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    options += ["--disable-background-networking", "--virtual-time-budget=2000"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = [chromium, *options, page.as_uri()]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=50, check=True
-    )
-    body = ran.stdout.partition('<table id="variants">')[2].partition("</table>")[0]
-    rows = body.partition("<tbody>")[2].partition("</tbody>")[0]
-    assert re.findall(r'<th scope="row">(v\d)', rows) == ["v3", "v1", "v2"]
-    assert ran.stdout.count("<svg") == 3
-    assert "<title>hero – Bandolero report</title>" in ran.stdout
+def test_evidence_is_the_number_that_condemns() -> None:
+    """A mismatch found by the e-value alone is told by the e-value."""
+    stratum = Stratum("explore", 9000, 6.0, 2, 0.05, 9.0, "mismatch")
+    assert evidence(stratum) == "e-value > 1,000"
+    assert evidence(replace(stratum, p_value=1e-9)) == "p < 0.0001"

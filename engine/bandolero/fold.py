@@ -21,6 +21,8 @@ from bandolero.settle import Settled, live_cuts, settle
 
 DAY_MS = 86_400_000
 FALLBACK = "fallback"
+MEASURES = ("trials", "hits", "impressions", "rewards_micros", "rewards_squared")
+"""What a correction corrects; hits are trials with a positive reward."""
 
 
 class Epoch(NamedTuple):
@@ -51,6 +53,18 @@ class Fold(NamedTuple):
 
     state: tuple[Any, ...]
     epochs: Epochs
+
+
+class Correction(NamedTuple):
+    """What the live fold of an experiment lacks at a watermark, by variant id.
+
+    changes: for each variant that changed, the differences of `MEASURES`.
+    """
+
+    tenant_id: str
+    experiment_id: str
+    watermark_ms: int
+    changes: dict[str, dict[str, float]]
 
 
 def init_fold(experiment: Experiment) -> Fold:

@@ -86,14 +86,14 @@ def trim(store: Store, shard: int, archived_ms: int, retain_s: float) -> None:
     cursors = json.loads(store.cursors(shard) or "{}")
     if not cursors:
         return
-    folded = min(map(log_ms, cursors["decisions"].values()), default=0)
     newest = log_ms(store.last_id(keys.events(shard)))
-    keep = min(archived_ms, folded - GRACE_MS, newest - round(retain_s * 1000))
-    if keep > round(2000 * HEARTBEAT_S):
-        store.trim(keys.decisions(shard), keep)
-        store.trim(keys.history(shard), keep - round(2000 * HEARTBEAT_S))
-        store.trim(keys.control(shard), keep)
-        store.trim(keys.events(shard), min(keep, log_ms(cursors["events"])))
+    keep = min(archived_ms, newest - round(retain_s * 1000))
+    store.trim(keys.events(shard), max(0, min(keep, log_ms(cursors["events"]))))
+    folded = min(map(log_ms, cursors["decisions"].values()), default=0)
+    keep = max(0, min(keep, folded - GRACE_MS))
+    store.trim(keys.decisions(shard), keep)
+    store.trim(keys.control(shard), keep)
+    store.trim(keys.history(shard), max(0, keep - round(2000 * HEARTBEAT_S)))
 
 
 def _archive_shard(

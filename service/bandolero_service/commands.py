@@ -285,7 +285,7 @@ def _rendered(built: Any, kind: str) -> bytes:
     if kind == "parquet":
         return bytes(tabular.to_parquet(built))
     render: dict[str, Callable[[Any], str]] = {
-        "table": text.to_text,
+        "table": lambda r: text.to_text(r, colour=sys.stdout.isatty()),
         "json": lambda r: json.dumps(tabular.to_json(r), indent=2) + "\n",
         "html": html.to_html,
         "csv": tabular.to_csv,

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from threading import Event as Flag
 from typing import Any
 
@@ -85,6 +85,7 @@ class ShardLearner:
         self._generation = -1
         self._folds: dict[str, Fold] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+        self._aging: deque[tuple[int, str, int]] = deque()
         self._published: dict[str, tuple[Snapshot, float]] = {}
         self._ticked_at = 0.0
         self._committed_at = time.monotonic()
@@ -116,7 +117,7 @@ class ShardLearner:
             name = entry.fields[b"name"].decode()
             arrays = unpack(entry.fields[b"snapshot"]).arrays
             version = int(entry.fields[b"version"])
-            self._vectors[name][version] = arrays["probabilities"]
+            self._know(name, version, arrays["probabilities"], log_ms(entry.log_id))
 
     def _see_changes(self) -> None:
         generation = self._store.generation(self._shard)
@@ -254,7 +255,23 @@ class ShardLearner:
         self._folds |= changed
         for name, snapshot in snapshots.items():
             self._published[name] = (snapshot, time.monotonic())
-            self._vectors[name][snapshot.version] = snapshot.probabilities
+            version, at_ms = snapshot.version, log_ms(self._read_to)
+            self._know(name, version, snapshot.probabilities, at_ms)
+        self._forget_vectors()
+
+    def _know(self, name: str, version: int, vector: np.ndarray, at_ms: int) -> None:
+        """Keep the probabilities of a version, for decisions that are still open."""
+        self._vectors[name][version] = vector
+        self._aging.append((at_ms, name, version))
+
+    def _forget_vectors(self) -> None:
+        """Drop versions that no open decision can have been made from."""
+        served_ms = round(2000 * HEARTBEAT_S)
+        longest = max(self._windows, default=0) + GRACE_MS + LOST_AFTER_MS
+        oldest = log_ms(self._read_to) - longest - served_ms
+        while self._aging and self._aging[0][0] < oldest:
+            _, name, version = self._aging.popleft()
+            self._vectors[name].pop(version, None)
 
     def _changed_epochs(self, name: str, fold: Fold) -> dict[str, bytes]:
         old = self._folds[name].epochs if name in self._folds else {}

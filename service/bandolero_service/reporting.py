@@ -3,9 +3,8 @@
 import time
 
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Epoch
-from bandolero.lake.refresh import Correction
-from bandolero.report.build import Report, build_report
+from bandolero.fold import Correction, Epoch
+from bandolero.report import Report, build_report
 from bandolero.snapshot import snapshot_from_bytes
 from bandolero_service.folding import epoch_from_bytes
 from bandolero_service.store import Store, name_of

@@ -82,8 +82,8 @@ def compare_rates(
 
     return Comparison(
         mean=alpha / (alpha + beta),
-        interval_lower=betaincinv(alpha, beta, tail),
-        interval_upper=betaincinv(alpha, beta, 1.0 - tail),
+        interval_lower=np.asarray(betaincinv(alpha, beta, tail), np.float64),
+        interval_upper=np.asarray(betaincinv(alpha, beta, 1.0 - tail), np.float64),
         probability_best=best.probability_best,
         expected_loss=best.expected_loss,
         **_against(control, len(alpha), beat, lift),

@@ -86,5 +86,5 @@ def _loss_below(left: float, mean: Floats, sd: Floats) -> Floats:
     """
     t = (left - mean) / sd
     density = np.exp(-0.5 * t * t) / np.sqrt(2.0 * np.pi)
-    below = np.maximum(sd * (density + t * ndtr(t)), 0.0)
-    return np.where(t <= -SUPPORT_SDS, 0.0, below)
+    below: Floats = np.maximum(sd * (density + t * ndtr(t)), 0.0)
+    return np.asarray(np.where(t <= -SUPPORT_SDS, 0.0, below), np.float64)

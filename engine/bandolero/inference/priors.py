@@ -25,7 +25,8 @@ def fit_beta_prior(
     """Fit Beta(alpha, beta) to the rates of past variants by maximum likelihood.
 
     Maximises the beta-binomial likelihood in (logit mean, log strength), which moment
-    matching misses for small counts. None where there is too little history to say.
+    matching misses for small counts. None where there is too little history to say, or
+    where the variants differ no more than chance: then nothing bounds the strength.
 
     Parameters
     ----------
@@ -50,5 +51,7 @@ def fit_beta_prior(
     start = np.array([np.log(mean / (1.0 - mean)), np.log(2.0 / mean)])
     bounds = [(-20.0, 20.0), (0.0, np.log(1e7))]
     fitted = minimize(loss, start, method="L-BFGS-B", bounds=bounds)
+    if fitted.x[1] > np.log(n.sum()):
+        return None
     rate, strength = 1.0 / (1.0 + np.exp(-fitted.x[0])), np.exp(fitted.x[1])
     return BetaPrior(float(rate * strength), float((1 - rate) * strength), len(x))

@@ -15,25 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import DAY_MS
+from bandolero.fold import DAY_MS, MEASURES, Correction
 from bandolero.inference.priors import BetaPrior, fit_beta_prior
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.settling import EXPERIMENT, closed_decisions, settle_expr
 
-MEASURES = ("trials", "hits", "impressions", "rewards_micros", "rewards_squared")
 Progress = Callable[[str], None]
-
-
-class Correction(NamedTuple):
-    """What the live fold of an experiment lacks at a watermark, by variant id.
-
-    changes: for each variant that changed, the differences of `MEASURES`.
-    """
-
-    tenant_id: str
-    experiment_id: str
-    watermark_ms: int
-    changes: dict[str, dict[str, float]]
 
 
 class Refreshed(NamedTuple):

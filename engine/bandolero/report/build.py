@@ -1,12 +1,11 @@
 """Build a report from an experiment's rollups: counts, posterior, checks, words."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Epoch
+from bandolero.fold import Correction, Epoch
 from bandolero.inference.compare import Comparison
 from bandolero.policies.base import Floats, Ints
 from bandolero.report.counts import (
@@ -22,16 +21,13 @@ from bandolero.report.posterior import CREDIBILITY, compared
 from bandolero.report.verdict import Facts, judge
 from bandolero.snapshot import Snapshot
 
-if TYPE_CHECKING:
-    from bandolero.lake.refresh import Correction
-
 
 def build_report(
     record: ExperimentRecord,
     epochs: Sequence[Epoch],
     *,
     decided: Mapping[str, int],
-    correction: "Correction | None",
+    correction: Correction | None,
     snapshot: Snapshot | None,
     generated_at_ms: int,
     from_day: int | None = None,

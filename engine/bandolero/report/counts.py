@@ -1,18 +1,15 @@
 """Epochs summed for a report: counts per arm, by day, and what they say of the split."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Epoch, padded
+from bandolero.fold import Correction, Epoch, padded
 from bandolero.inference.sample_ratio import sample_ratio
 from bandolero.policies.base import Floats, Ints
 from bandolero.report.model import Corrected, SampleRatioCheck, Stratum, Traffic
-
-if TYPE_CHECKING:
-    from bandolero.lake.refresh import Correction
 
 COMBINED = "combined"
 HOLDOUT = "holdout"
@@ -61,7 +58,7 @@ def summed(epochs: Sequence[Epoch], n_arms: int) -> Counts:
 
 
 def corrected(
-    counts: Counts, record: ExperimentRecord, correction: "Correction"
+    counts: Counts, record: ExperimentRecord, correction: Correction
 ) -> tuple[Counts, Corrected]:
     """Counts with a refresh's differences added, and how much that was."""
     changes = [correction.changes.get(v, {}) for v in record.spec.variant_ids]
@@ -92,7 +89,8 @@ def check_split(record: ExperimentRecord, epochs: Sequence[Epoch]) -> SampleRati
 
     Against the logged propensities, because equal shares are not what a bandit gives.
     """
-    known = [e for e in epochs if not np.isnan(e.probabilities).any()]
+    drawn = sorted((e for e in epochs if e.decisions.any()), key=_time)
+    known = [epoch for epoch in drawn if not np.isnan(epoch.probabilities).any()]
     n_known = sum(int(e.decisions.sum()) for e in known)
     unknown = sum(int(e.decisions.sum()) for e in epochs) - n_known
     if record.spec.allocation.sticky == "unit":
@@ -111,15 +109,19 @@ def check_split(record: ExperimentRecord, epochs: Sequence[Epoch]) -> SampleRati
 def _stratum(mode: str, epochs: Sequence[Epoch]) -> Stratum:
     decisions = np.array([epoch.decisions for epoch in epochs])
     result = sample_ratio(decisions, np.array([e.probabilities for e in epochs]))
-    chi2, p_value = float(result.chi2), float(result.p_value)
     return Stratum(
         mode=mode,
         decisions=int(decisions.sum()),
-        chi2=chi2 if np.isfinite(chi2) else None,
-        df=int(result.df),
-        p_value=p_value if np.isfinite(p_value) else None,
+        chi2=_finite(result.chi2),
+        df=result.df,
+        p_value=_finite(result.p_value),
+        log_e_value=_finite(result.log_e_value),
         verdict=result.verdict,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def traffic_of(epochs: Sequence[Epoch]) -> tuple[Traffic, ...]:
@@ -130,11 +132,15 @@ def traffic_of(epochs: Sequence[Epoch]) -> tuple[Traffic, ...]:
     drawn = [epoch for epoch in epochs if epoch.mode != HOLDOUT] or list(epochs)
     days = {epoch.day for epoch in drawn}
     if len(days) < MIN_DAYS:
-        return _stretches(sorted(drawn, key=lambda epoch: (epoch.day, epoch.versions)))
+        return _stretches(sorted(drawn, key=_time))
     sums = {day: np.zeros_like(drawn[0].decisions) for day in _span(days)}
     for epoch in drawn:
         sums[epoch.day] += epoch.decisions
     return tuple(Traffic(day, tuple(map(int, n))) for day, n in sums.items())
+
+
+def _time(epoch: Epoch) -> tuple[int, tuple[int, int]]:
+    return epoch.day, epoch.versions
 
 
 def _span(days: set[int]) -> range:

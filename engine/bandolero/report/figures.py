@@ -79,15 +79,21 @@ def lifts_svg(report: Report) -> str:
     control = report.control
     rows = _shown(
         report,
-        [r for r in report.variants if r.lift is not None or r.variant_id == control],
+        [
+            r
+            for r in report.variants
+            if r.lift_upper is not None or r.variant_id == control
+        ],
     )
 
     def draw(ax: Axes) -> None:
         ax.axvline(0.0, color=GREY, ls=":", lw=1)
         for y, row in enumerate(rows):
-            upper, at = row.lift_upper or 0.0, row.lift or 0.0
+            upper = row.lift_upper or 0.0
             ends = (row.lift_lower or 0.0, min(upper, LIFT_MAX))
-            _interval(ax, report, row, y, at if at < LIFT_MAX else None, ends, 100.0)
+            at = 0.0 if row.variant_id == control else row.lift
+            inside = at is not None and at < LIFT_MAX
+            _interval(ax, report, row, y, at if inside else None, ends, 100.0)
             if upper > LIFT_MAX:
                 ax.plot(100 * LIFT_MAX, y, marker=">", color=_colour(report, row))
         _name_rows(ax, report, rows)

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from bandolero.report import wording as say
 from bandolero.report.figures import ROWS_MAX, lifts_svg, rates_svg, traffic_svg
 from bandolero.report.model import Report
-from bandolero.report.text import split_sentence
+from bandolero.report.verdict import split_sentence
 
 TEMPLATE = "report.html"
 
@@ -22,7 +22,7 @@ def to_html(report: Report) -> str:
             report=report,
             scale=say.scale_for(report),
             percent=f"{100 * report.credibility:g} %",
-            split=split_sentence(report),
+            split=split_sentence(report.sample_ratio),
             figures=_figures(report) if report.totals.trials else {},
         )
     )

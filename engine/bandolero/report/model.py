@@ -50,13 +50,18 @@ class Totals:
 
 @dataclass(frozen=True)
 class Stratum:
-    """The sample-ratio check of one mode, or of all together (mode `combined`)."""
+    """The sample-ratio check of one mode, or of all together (mode `combined`).
+
+    p_value: right at one look. log_e_value: right at any number of looks. None where
+    there is none, or where an arm of probability 0 was drawn (chi2, log_e_value).
+    """
 
     mode: str
     decisions: int
     chi2: float | None
     df: int
     p_value: float | None
+    log_e_value: float | None
     verdict: Check
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bandolero.report import wording as say
 from bandolero.report.model import Report, Totals, VariantRow
-from bandolero.report.verdict import mismatched
+from bandolero.report.verdict import split_sentence
 from bandolero.report.wording import Scale
 
 WIDTH = 120
@@ -48,24 +48,10 @@ def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     console.print(_comparison(report, width))
     console.print(Text(_units(report), style="dim"))
     console.print()
-    console.print(Text(f"Sample ratio: {split_sentence(report)}"))
+    console.print(Text(f"Sample ratio: {split_sentence(report.sample_ratio)}"))
     for note in report.notes:
         console.print(_note(note))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def split_sentence(report: Report) -> str:
-    """The verdict of the sample-ratio check, and what it rests on."""
-    check = report.sample_ratio
-    if check.verdict == "not checked":
-        return f"not checked ({check.reason})."
-    worst = mismatched(check) or check.strata[-1]
-    tested = say.amount(worst.decisions, "decision")
-    if worst.p_value is None or check.verdict == "too few":
-        return f"too few decisions to check ({tested})."
-    against = "against the logged propensities"
-    where = f"{tested}, mode {worst.mode}, {say.p_value(worst.p_value)}"
-    return f"{check.verdict}, {against} ({where})."
 
 
 def _title(report: Report) -> str:
@@ -145,7 +131,7 @@ def _belief_cells(report: Report, scale: Scale, row: VariantRow) -> list[str]:
 
 
 def _lift_cell(row: VariantRow) -> str:
-    if row.lift is None:
+    if row.lift_lower is None:
         return say.NONE
     between = say.lift_interval(row.lift_lower, row.lift_upper)
     return f"{say.lift(row.lift)} ({between})"

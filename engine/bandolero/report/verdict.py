@@ -17,11 +17,11 @@ from bandolero.report.wording import (
     amount,
     count,
     duration,
+    evidence,
     lift,
     lift_interval,
     moment,
     names,
-    p_value,
     probability,
     scale_of,
 )
@@ -86,7 +86,7 @@ def _headline(facts: Facts) -> tuple[Verdict, str]:
     if (worst := mismatched(facts.check)) is not None:
         return "mismatch", (
             "Do not act on this report yet: decisions did not split as logged "
-            f"({p_value(worst.p_value or 0.0)})."
+            f"({evidence(worst)})."
         )
     rivals = [row for row in facts.rows if row.probability_best is not None]
     if not rivals:
@@ -141,6 +141,19 @@ def mismatched(check: SampleRatioCheck) -> Stratum | None:
     return min(failed, key=lambda s: s.p_value or 0.0) if failed else None
 
 
+def split_sentence(check: SampleRatioCheck) -> str:
+    """The verdict of the sample-ratio check, and what it rests on."""
+    if check.verdict == "not checked":
+        return f"not checked ({check.reason})."
+    worst = mismatched(check) or check.strata[-1]
+    tested = amount(worst.decisions, "decision")
+    if check.verdict == "too few":
+        return f"too few decisions to check ({tested})."
+    against = "against the logged propensities"
+    where = f"{tested}, mode {worst.mode}, {evidence(worst)}"
+    return f"{check.verdict}, {against} ({where})."
+
+
 def _split_notes(facts: Facts) -> Iterator[str]:
     """What the sample-ratio check says."""
     check = facts.check
@@ -148,7 +161,7 @@ def _split_notes(facts: Facts) -> Iterator[str]:
         yield (
             "Sample ratio mismatch: decisions did not split between the variants as "
             "the logged propensities say "
-            f"(mode {worst.mode}, {p_value(worst.p_value or 0.0)}). Look for lost, "
+            f"(mode {worst.mode}, {evidence(worst)}). Look for lost, "
             "repeated or filtered decisions before you act on anything here."
         )
     if facts.spec.allocation.sticky == "unit":

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from bandolero.report.model import Report
+from bandolero.inference.sample_ratio import P_VALUE_MIN
+from bandolero.report.model import Report, Stratum
 
 DAY_S = 86_400
 NONE = "–"
@@ -167,6 +168,30 @@ def p_value(value: float) -> str:
     if value < 1e-4:
         return "p < 0.0001"
     return f"p = {value:.2g}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def e_value(log: float | None) -> str:
+    """An e-value from its log, to two digits or its bound.
+
+    Examples
+    --------
+    >>> e_value(0.7), e_value(-9.0), e_value(12.3)
+    ('2', '< 0.01', '> 1,000')
+    """
+    if log is None:
+        return NONE
+    if log > math.log(1000.0):
+        return "> 1,000"
+    return "< 0.01" if log < math.log(0.01) else f"{math.exp(log):.2g}"
+
+
+def evidence(stratum: Stratum) -> str:
+    """What speaks against a split: the p-value, or the e-value where only that does."""
+    p = stratum.p_value
+    by_e_value = stratum.verdict == "mismatch" and (p is None or p >= P_VALUE_MIN)
+    if p is None or by_e_value:
+        return f"e-value {e_value(stratum.log_e_value)}"
+    return p_value(p)
 
 
 def names(items: Iterable[str], most: int = 5) -> str:

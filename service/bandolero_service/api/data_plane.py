@@ -5,6 +5,7 @@ answer of joined bytes. Everything else goes on to the application behind.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from time import perf_counter_ns
 from typing import Any, TypeVar
@@ -23,8 +24,13 @@ from bandolero_service.writer import LogWriter
 MAX_BATCH = 1000
 LATENCY_BOUNDS_US = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000)
 _JSON = (b"content-type", b"application/json")
-_RETRY = (b"retry-after", b"1")
+_MORE_HEADERS = {
+    401: [(b"www-authenticate", b"Bearer")],
+    405: [(b"allow", b"POST")],
+    503: [(b"retry-after", b"1")],
+}
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class DecideBatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,21 +73,24 @@ class DataPlane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
-        if route is None or scope["method"] != "POST":
+        if route is None:
             await self._app(scope, receive, send)
             return
         scope_name, handler = route
         headers = [_JSON]
         try:
+            if scope["method"] != "POST":
+                raise ApiError(405, "method_not_allowed", "the method must be POST.")
             key = self._authorised(scope, scope_name)
             body = await self._body(scope, receive)
             status, answer = await handler(key, body)
         except ApiError as error:
             status, answer = error.status, msgspec.json.encode(error.body())
-            if status == 401:
-                headers.append((b"www-authenticate", b"Bearer"))
-            elif status == 503:
-                headers.append(_RETRY)
+            headers += _MORE_HEADERS.get(status, ())
+        except Exception:  # a fault of ours must not cut the connection without a word
+            log.exception("%s failed", scope["path"])
+            fault = ApiError(500, "internal", "something failed on our side.")
+            status, answer = 500, msgspec.json.encode(fault.body())
         headers.append((b"content-length", b"%d" % len(answer)))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         await send(start)
@@ -144,7 +153,7 @@ class DataPlane:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ApiError(400, "disconnected", "the request was cut off.")
-            body += message.get("body", b"")
+            body += bytes(message.get("body", b""))
             if len(body) > self._max_body_bytes:
                 raise too_large(self._max_body_bytes)
             if not message.get("more_body", False):

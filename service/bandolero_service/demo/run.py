@@ -14,27 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from bandolero.simulate import Environment
-from bandolero_service import demo_stages as stages
-from bandolero_service.demo_checks import Check, traffic_checks
-from bandolero_service.demo_client import Client, DemoError, Faults
-from bandolero_service.demo_page import Record, write_record
-from bandolero_service.demo_plan import make_plan
-from bandolero_service.demo_play import Play, Player
-from bandolero_service.demo_results import (
+from bandolero_service.demo import stages
+from bandolero_service.demo.checks import Check, traffic_checks
+from bandolero_service.demo.client import Client, DemoError, Faults
+from bandolero_service.demo.page import Record, write_record
+from bandolero_service.demo.plan import make_plan
+from bandolero_service.demo.play import Play, Player
+from bandolero_service.demo.results import (
     course,
     earnings,
     outcome,
     timings,
     total_earnings,
 )
-from bandolero_service.demo_screen import (
+from bandolero_service.demo.screen import (
     Narrator,
     earnings_table,
     leaders_table,
     make_console,
 )
-from bandolero_service.demo_server import PrivateServer
-from bandolero_service.demo_source import Source, draw_tests, find_source
+from bandolero_service.demo.server import PrivateServer
+from bandolero_service.demo.source import Source, draw_tests, find_source
 
 
 @dataclass(frozen=True)

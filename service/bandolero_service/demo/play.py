@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from bandolero_service.demo_client import Answer, Client, Faults
-from bandolero_service.demo_plan import Counts, Plan, Rates, due, mix, variant_id
+from bandolero_service.demo.client import Answer, Client, Faults
+from bandolero_service.demo.plan import Counts, Plan, Rates, due, mix, variant_id
 
 BATCH_SIZE = 100
 SINGLE_SHARE = 0.025

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from subprocess import CompletedProcess
 from typing import Any
 
-from bandolero_service.demo_client import Faults
-from bandolero_service.demo_play import Play
+from bandolero_service.demo.client import Faults
+from bandolero_service.demo.play import Play
 
 # 3: a gate kept the old prior, which is an answer and not a failure.
 REFRESH_EXIT_CODES = (0, 3)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandolero.simulate import Environment
-from bandolero_service.demo_checks import Check, end_checks, is_settled, night_checks
-from bandolero_service.demo_client import Client
-from bandolero_service.demo_plan import Counts, variant_id
-from bandolero_service.demo_play import Play, Player
-from bandolero_service.demo_results import total_earnings
-from bandolero_service.demo_screen import Narrator, percent
-from bandolero_service.demo_server import ARCHIVE_INTERVAL_S, PrivateServer
+from bandolero_service.demo.checks import Check, end_checks, is_settled, night_checks
+from bandolero_service.demo.client import Client
+from bandolero_service.demo.plan import Counts, variant_id
+from bandolero_service.demo.play import Play, Player
+from bandolero_service.demo.results import total_earnings
+from bandolero_service.demo.screen import Narrator, percent
+from bandolero_service.demo.server import ARCHIVE_INTERVAL_S, PrivateServer
 
 TENANT = "demo"
 # A started experiment is live on all workers within one second, by contract.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from bandolero.simulate import Environment
-from bandolero_service.demo_plan import Counts, Rates, variant_id
-from bandolero_service.demo_play import Play
+from bandolero_service.demo.plan import Counts, Rates, variant_id
+from bandolero_service.demo.play import Play
 
 N_STEPS = 50
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from bandolero_service.demo_results import Course, Outcome
+from bandolero_service.demo.results import Course, Outcome
 
 # Placeholders, and what the page calls them; each series has its own dash or mark as well.
 INK, GRID = "#010203", "#010204"

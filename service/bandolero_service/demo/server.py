@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from bandolero_service.demo_client import Client, DemoError, ServerGoneError
+from bandolero_service.demo.client import Client, DemoError, ServerGoneError
 
 ARCHIVE_INTERVAL_S = 5
 READY_TIMEOUT_S = 60.0

@@ -15,7 +15,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from bandolero_service.demo_results import Earnings, Outcome
+from bandolero_service.demo.results import Earnings, Outcome
 
 Report = Callable[[float, str], None]
 # Wide enough for the tables where there is no terminal to ask.

@@ -13,12 +13,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bandolero_service.demo_checks import Check
-from bandolero_service.demo_figures import figures
-from bandolero_service.demo_play import Play
-from bandolero_service.demo_results import Course, Earnings, Outcome, Timings
-from bandolero_service.demo_screen import percent
-from bandolero_service.demo_source import Source
+from bandolero_service.demo.checks import Check
+from bandolero_service.demo.figures import figures
+from bandolero_service.demo.play import Play
+from bandolero_service.demo.results import Course, Earnings, Outcome, Timings
+from bandolero_service.demo.screen import percent
+from bandolero_service.demo.source import Source
 
 TEMPLATES = Path(__file__).with_name("templates")
 
