@@ -113,9 +113,7 @@ def objectives(reward: str | None = None) -> st.SearchStrategy[Row]:
 
 
 @st.composite
-def stories(
-    draw: st.DrawFn, reward: str | None = None, tenant: str = "acme"
-) -> Story:
+def stories(draw: st.DrawFn, reward: str | None = None, tenant: str = "acme") -> Story:
     """A few decisions, and about four events each."""
     objective = draw(objectives(reward))
     kind = "beta_thompson" if objective["reward"] == "binary" else "uniform"
@@ -185,9 +183,7 @@ def _events(draw: st.DrawFn, made: list[Row], objective: Objective) -> Row:
 def _in_log_order(rows: list[Row]) -> list[Row]:
     """Rows by log time, each in a block of its own."""
     ordered = sorted(rows, key=lambda row: row["log_ms"])
-    return [
-        row | {"log_id": f"{row['log_ms']}-{i}"} for i, row in enumerate(ordered)
-    ]
+    return [row | {"log_id": f"{row['log_ms']}-{i}"} for i, row in enumerate(ordered)]
 
 
 def _logged(row: Row, at_ms: int) -> Row:

@@ -85,6 +85,7 @@ def advance(
     ----------
     decisions
         Rows of `bandolero.log.DECISIONS_TABLE`, all of this experiment, all closed.
+        Those of variants that the experiment lacks (ingested ones can be) are left out.
     events
         Every event logged before the last of them closed.
     vectors
@@ -92,6 +93,7 @@ def advance(
     """
     fold = grown(experiment, fold)
     learned = decisions.filter(pc.not_equal(decisions["mode"], FALLBACK))
+    learned = learned.filter(pa.array(arms_of(experiment, learned["variant_id"]) >= 0))
     cuts = live_cuts(learned, experiment.objective)
     settled = settle(learned, events, experiment.objective, cuts)
     rows = learned.take(pa.array(settled.row))
@@ -115,9 +117,9 @@ def grown(experiment: Experiment, fold: Fold) -> Fold:
 
 
 def arms_of(experiment: Experiment, variant_ids: pa.ChunkedArray) -> Ints:
-    """Arms of a column of variant ids, (n,)."""
+    """Arms of a column of variant ids, (n,); -1 for those the experiment lacks."""
     arms = pc.index_in(variant_ids, value_set=pa.array(experiment.variant_ids))
-    return np.asarray(arms.to_numpy(), dtype=np.int64)
+    return np.asarray(pc.fill_null(arms, -1).to_numpy(), dtype=np.int64)
 
 
 def merge(one: Epoch, other: Epoch) -> Epoch:
@@ -139,10 +141,15 @@ def merge(one: Epoch, other: Epoch) -> Epoch:
 
 
 def padded(epoch: Epoch, n_arms: int) -> Epoch:
-    """The epoch with zeros for variants that came later, arrays (n_arms,)."""
+    """The epoch with zeros for variants that came later, arrays (n_arms,).
+
+    Where no probability is known, those of later variants are not either.
+    """
     missing = (0, n_arms - len(epoch.decisions))
+    unknown = np.isnan(epoch.probabilities).any()
+    none = np.nan if unknown else 0.0
     return epoch._replace(
-        probabilities=np.pad(epoch.probabilities, missing),
+        probabilities=np.pad(epoch.probabilities, missing, constant_values=none),
         decisions=np.pad(epoch.decisions, missing),
         trials=np.pad(epoch.trials, missing),
         impressions=np.pad(epoch.impressions, missing),
@@ -184,7 +191,7 @@ def _vector(
     vector = np.zeros(n_arms)
     if eligible is not None and own is not None:
         arms = arms_of(experiment, pa.chunked_array([pa.array(eligible)]))
-        vector[arms] = own
+        vector[arms[arms >= 0]] = np.array(own)[arms >= 0]
         return vector
     if snapshot is None:
         return np.full(n_arms, np.nan)

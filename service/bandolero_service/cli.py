@@ -237,7 +237,9 @@ def demo(
         typer.Option(min=0.001, max=1.0, help="Share of each test's impressions."),
     ] = 1.0,
     seconds: Annotated[float, typer.Option(min=5.0, help="How long to play.")] = 100.0,
-    seed: Annotated[int, typer.Option(min=0, help="Which tests, and which clicks.")] = 7,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Which tests, and which clicks.")
+    ] = 7,
     source: Annotated[
         Path | None, typer.Option(help="Parquet file of tests to play.")
     ] = None,

@@ -144,12 +144,13 @@ class Decider:
     ) -> str | None:
         """The declared fields as JSON; undeclared ones are counted."""
         schema = record.spec.context
-        if given and len(given) > len(schema):
+        known = known_context(schema, given or {})
+        if given and not given.keys() <= known.keys():
             self.ignored["context"] += 1
         if not schema:
             return None
-        known: bytes = self._encode(known_context(schema, given or {}))
-        return known.decode()
+        encoded: bytes = self._encode(known)
+        return encoded.decode()
 
     def _narrowed(self, view: View, wanted: list[str]) -> tuple[int, ...]:
         """Active arms among those wanted; unknown and retired ids are counted."""

@@ -1,9 +1,12 @@
 """Errors a client sees: one object everywhere, naming field, value and rule."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from bandolero.experiment import Fault
+
+_FIELD = re.compile(r"`\$\.([^`]+)`$|\bfield `([^`]+)`")
 
 
 class ApiError(Exception):
@@ -38,6 +41,18 @@ class ApiError(Exception):
         """The inner object, as a batch puts it in a bad item's place."""
         detail = {"code": self.code, "message": self.message}
         return detail if self.field is None else {**detail, "field": self.field}
+
+
+def field_named_in(message: str) -> str | None:
+    """The field that a decoder's message is about, where it names one.
+
+    >>> field_named_in("Expected `str`, got `int` - at `$.eligible[1]`")
+    'eligible[1]'
+    >>> field_named_in("Object missing required field `experiment`")
+    'experiment'
+    """
+    found = _FIELD.search(message)
+    return found and (found[1] or found[2])
 
 
 def unknown_experiment(experiment_id: str) -> ApiError:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bandolero_service.errors import ApiError
+from bandolero_service.errors import ApiError, field_named_in
 from bandolero_service.ids import DecisionId, ForgedIdError
 from bandolero_service.settings import Settings
 from bandolero_service.views import Views
@@ -106,8 +106,9 @@ class EventDesk:
     def _decoded(self, raw: msgspec.Raw) -> Event:
         try:
             event: Event = self._decode(raw)
-        except msgspec.DecodeError as error:
-            raise ApiError(422, "invalid_event", f"{error}.") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            field = field_named_in(str(error))
+            raise ApiError(422, "invalid_event", f"{error}.", field) from None
         return event
 
     def _decision(self, tenant: str, event: Event, now_ms: int) -> DecisionId:

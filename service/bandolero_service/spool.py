@@ -30,9 +30,17 @@ class Spool:
         self.path = folder / f"{writer_id}.spool"
         self.writer_id = writer_id
         self._max_bytes = max_bytes
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._drained = 0
+        is_new = not self.path.exists()
+        where = self.path.with_suffix(".new") if is_new else self.path
+        self._file = os.open(where, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise
+        if is_new:  # named once it is locked: else another writer could adopt it
+            where.rename(self.path)
 
     @property
     def size(self) -> int:

@@ -12,7 +12,8 @@ import secrets
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from bandolero.fold import FALLBACK
@@ -91,29 +92,32 @@ class LogWriter:
         adopt_at = 0.0
         while not self._stopping:
             if time.monotonic() >= max(adopt_at, self._down_until):
-                self._adopt_orphans()
-                adopt_at = time.monotonic() + ADOPT_EVERY_S
+                pause = ADOPT_EVERY_S if self._adopt_orphans() else RETRY_S
+                adopt_at = time.monotonic() + pause
             self._wake.wait(self._settings.flush_interval_s)
             self._wake.clear()
             self._flush()
         self._flush()
+        if self._spool.size and time.monotonic() >= self._down_until:
+            self._drain(self._spool)
         self._spool.close()
 
     def _flush(self) -> None:
         decisions = self._take_decisions()
         with self._lock:
             batches, self._events = self._events, []
-        waiting = [done for _, done in batches]
-        blocks = self._decision_blocks(decisions) + self._event_blocks(batches)
-        if self._spool.size and time.monotonic() >= self._down_until:
-            self._drain(self._spool)
-        if not blocks:
-            return
-        failure = self._write(blocks)
+        try:
+            blocks = self._decision_blocks(decisions) + self._event_blocks(batches)
+            if self._spool.size and time.monotonic() >= self._down_until:
+                self._drain(self._spool, 1)
+            failure = self._write(blocks) if blocks else None
+        except Exception as error:  # whoever waits must be told, and the thread go on
+            log.exception("blocks could not be written")
+            failure = repr(error)
         if failure is not None:
             self.dropped += sum(map(len, decisions.values()))
             log.error("blocks were dropped: %s", failure)
-        for done in waiting:
+        for _, done in batches:
             done(failure)
 
     def _take_decisions(self) -> dict[int, list[Row]]:
@@ -139,15 +143,16 @@ class LogWriter:
         except (OSError, SpoolFullError) as error:
             return str(error)
 
-    def _drain(self, spool: Spool) -> bool:
-        """Move a spool into the log, in order; whether all of it is there."""
-        batch, end = [], 0
-        for offset, block in spool.blocks():
-            batch.append(block)
-            end = offset
-            if len(batch) >= DRAIN_BLOCKS and not self._drain_batch(spool, batch, end):
-                return False
-        return not batch or self._drain_batch(spool, batch, end)
+    def _drain(self, spool: Spool, max_batches: int | None = None) -> bool:
+        """Move a spool into the log, in order; False where the store is down.
+
+        No more than `max_batches` at a time, where new blocks are waiting meanwhile.
+        """
+        batches = _batches(spool.blocks())
+        return all(
+            self._drain_batch(spool, [block for _, block in batch], batch[-1][0])
+            for batch in islice(batches, max_batches)
+        )
 
     def _drain_batch(self, spool: Spool, batch: list[Block], end: int) -> bool:
         try:
@@ -157,15 +162,16 @@ class LogWriter:
             return False
         spool.drained(end)
         self._down_until = 0.0
-        batch.clear()
         return True
 
-    def _adopt_orphans(self) -> None:
-        settings = self._settings
+    def _adopt_orphans(self) -> bool:
+        """Drain what the dead left; False where the store is down."""
+        settings, drained = self._settings, True
         for spool in orphans(settings.spool_dir, settings.spool_max_bytes):
-            if self._drain(spool):
+            if drained and (drained := self._drain(spool)):
                 spool.discard_rest()
             spool.close()
+        return drained
 
     def _down(self, error: StoreDownError) -> None:
         if self._down_until == 0.0:
@@ -199,6 +205,13 @@ class LogWriter:
     def _next(self, stream: str) -> int:
         self._numbers[stream] += 1
         return self._numbers[stream]
+
+
+def _batches(
+    blocks: Iterator[tuple[int, Block]],
+) -> Iterator[list[tuple[int, Block]]]:
+    while batch := list(islice(blocks, DRAIN_BLOCKS)):
+        yield batch
 
 
 def _counts(rows: list[Row]) -> dict[str, dict[str, int]]:

@@ -5,6 +5,8 @@ those of `bandolero.quadrature`; a Normal distribution function is a library cal
 NumPy over (arms alive, nodes) serves.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr
@@ -64,7 +66,7 @@ def _edges(left: float, sd: Floats, high: Floats) -> list[float]:
 
 def _crowded(sd: Floats) -> Floats:
     """Scale of the product of many arms, each of scale `sd`."""
-    return sd / (1.0 + 0.25 * np.log(len(sd)))
+    return sd / (1.0 + 0.25 * math.log(len(sd)))
 
 
 def _add_panel(

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from bandolero import __version__
@@ -21,16 +22,19 @@ from bandolero_service.store import Store, StoreDownError
 from bandolero_service.views import Views
 from bandolero_service.writer import LogWriter
 
+TAGS = ("data plane", "experiments", "reports", "operations")
+
 
 def create_app(
     store: Store, lake: Lake, views: Views, writer: LogWriter, settings: Settings
 ) -> DataPlane:
     """The ASGI application of one worker, over parts that are already running."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Bandolero",
         version=__version__,
         description="Which creative to show, what it earned, and how sure we are.",
         max_body_size=settings.max_body_bytes,
+        openapi_tags=[{"name": name} for name in TAGS],
     )
     _handle_errors(app)
     access = Access(views)

@@ -14,10 +14,10 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bandolero_service.decide import Decider, DecideRequest
-from bandolero_service.errors import ApiError
+from bandolero_service.errors import ApiError, field_named_in, store_down
 from bandolero_service.events import EventBatch, EventDesk
 from bandolero_service.settings import Settings
-from bandolero_service.store import ApiKey
+from bandolero_service.store import ApiKey, StoreDownError
 from bandolero_service.views import Views
 from bandolero_service.writer import LogWriter
 
@@ -87,6 +87,9 @@ class DataPlane:
         except ApiError as error:
             status, answer = error.status, msgspec.json.encode(error.body())
             headers += _MORE_HEADERS.get(status, ())
+        except StoreDownError:  # only an API key seen for the first time asks the store
+            status, answer = 503, msgspec.json.encode(store_down().body())
+            headers += _MORE_HEADERS[503]
         except Exception:  # a fault of ours must not cut the connection without a word
             log.exception("%s failed", scope["path"])
             fault = ApiError(500, "internal", "something failed on our side.")
@@ -200,9 +203,8 @@ def _decoded(decode: Callable[[Any], T], body: Any) -> T:
     try:
         return decode(body)
     except msgspec.ValidationError as error:
-        message = str(error)
-        where = message.rpartition("$.")[2].rstrip("`") if "$." in message else None
-        raise ApiError(422, "invalid_request", f"{message}.", where) from None
+        field = field_named_in(str(error))
+        raise ApiError(422, "invalid_request", f"{error}.", field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(
             400, "malformed_json", f"the body is not JSON: {error}."

@@ -31,6 +31,12 @@ def with_data_plane(document: dict[str, Any]) -> dict[str, Any]:
         "key": {"type": "http", "scheme": "bearer"}
     }
     paths = document["paths"]
+    for path, operations in paths.items():
+        if path.startswith("/v1/"):
+            for operation in operations.values():
+                _say_key_and_errors(operation)
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
     paths["/v1/decide"] = _post(
         "Decide which variant to show", request, "Decision", "200", ("404", "409")
     )
@@ -50,6 +56,17 @@ def with_data_plane(document: dict[str, Any]) -> dict[str, Any]:
     spec = paths["/v1/experiments/{experiment_id}"]["put"]["requestBody"]
     spec["content"]["application/json"]["schema"] = _ref("Experiment")
     return document
+
+
+def _say_key_and_errors(operation: dict[str, Any]) -> None:
+    """A framework route as it is: behind a key, with our error object."""
+    named = operation.get("parameters", [])
+    operation["parameters"] = [p for p in named if p["name"] != "authorization"]
+    operation["security"] = [{"key": []}]
+    codes = ("401", "403", "404", "409", "422", "503")
+    operation["responses"] |= {
+        code: _error(_ERRORS.get(code, "Refused")) for code in codes
+    }
 
 
 def _post(

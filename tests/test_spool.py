@@ -1,0 +1,141 @@
+"""The spool: blocks on local disk, in order, whole, and owned by one writer at a time."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from service_helpers import linux, short_folder
+
+from bandolero_service.spool import Spool, SpoolFullError, orphans
+from bandolero_service.store import Block
+
+MAX_BYTES = 1_000_000
+
+
+def block(number: int, size: int = 10) -> Block:
+    """A block with a payload of its own."""
+    counts = {"acme/hats": {"v0": number}}
+    return Block("decisions", 3, number, bytes([number % 256]) * size, counts)
+
+
+def read(spool: Spool) -> list[Block]:
+    """The blocks not drained yet."""
+    return [found for _, found in spool.blocks()]
+
+
+def test_blocks_come_back_in_order_as_they_were(tmp_path: Path) -> None:
+    """Every field of every block survives the disk, in the order of appending."""
+    spool = Spool(tmp_path, "w", MAX_BYTES)
+    spool.append([block(1), block(2, size=0)])
+    spool.append([block(3, size=100_000)])
+    assert read(spool) == [block(1), block(2, size=0), block(3, size=100_000)]
+    spool.close()
+
+
+def test_what_is_drained_does_not_come_again(tmp_path: Path) -> None:
+    """Reading goes on after the last block noted as drained."""
+    spool = Spool(tmp_path, "w", MAX_BYTES)
+    spool.append([block(n) for n in range(4)])
+    ends = [end for end, _ in spool.blocks()]
+    spool.drained(ends[1])
+    assert read(spool) == [block(2), block(3)]
+    spool.append([block(4)])
+    assert read(spool) == [block(2), block(3), block(4)]
+    spool.close()
+
+
+def test_a_drained_spool_gives_its_disk_back(tmp_path: Path) -> None:
+    """After the last block the file is empty, takes new ones, and goes when closed."""
+    spool = Spool(tmp_path, "w", MAX_BYTES)
+    spool.append([block(1)])
+    ((end, _),) = spool.blocks()
+    spool.drained(end)
+    assert spool.path.stat().st_size == 0
+    spool.append([block(2)])
+    assert read(spool) == [block(2)]
+    spool.drained(spool.size)
+    spool.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.integers(1, 200))
+def test_a_record_cut_short_ends_the_file(cut: int) -> None:
+    """Whatever a crash leaves of the last record, the ones before it are read whole."""
+    with short_folder() as folder:
+        spool = Spool(folder, "w", MAX_BYTES)
+        spool.append([block(1), block(2)])
+        kept = spool.size
+        spool.append([block(3, size=200)])
+        os.truncate(spool.path, spool.size - cut)
+        assert spool.size >= kept
+        assert read(spool) == [block(1), block(2)]
+        spool.discard_rest()
+        spool.close()
+
+
+@given(st.data())
+def test_an_altered_record_ends_the_file(data: st.DataObject) -> None:
+    """A record with any byte changed is not read, and neither is what follows it."""
+    with short_folder() as folder:
+        spool = Spool(folder, "w", MAX_BYTES)
+        spool.append([block(1)])
+        start = spool.size
+        spool.append([block(2), block(3)])
+        length = (spool.size - start) // 2
+        at = start + data.draw(st.integers(0, length - 1))
+        raw = bytearray(spool.path.read_bytes())
+        raw[at] ^= data.draw(st.integers(1, 255))
+        spool.path.write_bytes(raw)
+        assert read(spool) == [block(1)]
+        spool.discard_rest()
+        spool.close()
+
+
+def test_a_full_spool_takes_nothing_of_what_does_not_fit(tmp_path: Path) -> None:
+    """Blocks past the bound are refused together; what was there stays readable."""
+    spool = Spool(tmp_path, "w", 1_000)
+    spool.append([block(1)])
+    with pytest.raises(SpoolFullError):
+        spool.append([block(2), block(3, size=2_000)])
+    assert read(spool) == [block(1)]
+    spool.append([block(4)])
+    assert read(spool) == [block(1), block(4)]
+    spool.close()
+
+
+def test_a_spool_of_the_dead_is_adopted_once(tmp_path: Path) -> None:
+    """A file whose writer is gone goes to one adopter; one whose writer lives to none."""
+    dead = Spool(tmp_path, "dead", MAX_BYTES)
+    dead.append([block(1)])
+    dead.close()
+    living = Spool(tmp_path, "living", MAX_BYTES)
+    living.append([block(2)])
+    adopted = list(orphans(tmp_path, MAX_BYTES))
+    assert [spool.writer_id for spool in adopted] == ["dead"]
+    assert read(adopted[0]) == [block(1)]
+    assert list(orphans(tmp_path, MAX_BYTES)) == []
+    adopted[0].close()
+    living.close()
+
+
+@linux
+def test_looking_for_orphans_leaves_no_file_open(tmp_path: Path) -> None:
+    """However often a writer looks at the spools of the living, it opens no more files."""
+    living = Spool(tmp_path, "living", MAX_BYTES)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        assert list(orphans(tmp_path, MAX_BYTES)) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+    living.close()
+
+
+def test_a_new_spool_is_never_seen_without_its_lock(tmp_path: Path) -> None:
+    """A writer's own file has its name only once it is locked, so nobody adopts it."""
+    (tmp_path / "half-made.new").touch()
+    assert list(orphans(tmp_path, MAX_BYTES)) == []
+    spool = Spool(tmp_path, "w", MAX_BYTES)
+    assert spool.path.exists()
+    assert list(orphans(tmp_path, MAX_BYTES)) == []
+    spool.close()
