@@ -46,6 +46,8 @@ from benchmarks._system import (
 
 N_BODIES = 600
 BAR = 0.60
+QUIET = 0.85
+"""A round in which a server got less of its core measures what else the machine did."""
 
 
 class Round(NamedTuple):
@@ -79,8 +81,8 @@ class Round(NamedTuple):
 def main() -> None:
     """Print both servers side by side."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of each server")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=8, help="of each server")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each round")
     options = parser.parse_args()
 
     print_header("POST /v1/decide, one worker on one core", SERVICE_PACKAGES)
@@ -145,6 +147,16 @@ def print_comparison(ours: list[Round], bare: list[Round]) -> None:
     pairs = list(zip(ours, bare, strict=True))
     of_bare = [100.0 * a.per_s / b.per_s for a, b in pairs]
     line("  of the bare route's requests/s, %", of_bare, 1, f">= {BAR:.0%}")
+    quiet = [
+        ratio
+        for ratio, pair in zip(of_bare, pairs, strict=True)
+        if min(one.busy for one in pair) >= QUIET
+    ]
+    what = f"    where both had >= {QUIET:.0%} of the core, %"
+    if quiet:
+        line(what, quiet, 1, f">= {BAR:.0%}")
+    else:
+        print_row(what, "no such round: go by CPU seconds", f">= {BAR:.0%}")
     line(
         "  of the bare route's per CPU second, %",
         [100 * b.us / a.us for a, b in pairs],

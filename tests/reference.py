@@ -305,9 +305,9 @@ def settle(
             continue
         told: dict[str, Row] = {}
         for event in events:
-            if event["decision_id"] == decision["decision_id"]:
-                if event["log_ms"] < cut and event["event_id"] not in told:
-                    told[event["event_id"]] = event
+            mine = event["decision_id"] == decision["decision_id"]
+            if mine and event["log_ms"] < cut:
+                told.setdefault(event["event_id"], event)
         withdrawn = {e["retracts"] for e in told.values() if e["type"] == "retract"}
         standing = [e for name, e in told.items() if name not in withdrawn]
         deadline = decision["decided_at_ms"] + window_ms

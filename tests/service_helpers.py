@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -20,7 +19,6 @@ import pytest
 
 COMMAND = (sys.executable, "-m", "bandolero_service")
 ALL_SCOPES = "decide,events,report,admin"
-MARK = "BANDOLERO_TEST_MARK"
 PROC = Path("/proc")
 READY_TIMEOUT_S = 55.0
 COMMAND_TIMEOUT_S = 60.0
@@ -123,12 +121,10 @@ class Running:
         self.data_dir = folder / "d"
         self.port = free_port()
         self.log = folder / "serve.log"
-        self.mark = secrets.token_hex(8)
         self.process: subprocess.Popen[bytes] | None = None
         self._options = options
         self._environment = {
             "BANDOLERO_ARCHIVE_INTERVAL_S": "1",
-            MARK: self.mark,
             **(environment or {}),
         }
         self._keys: dict[tuple[str, str], str] = {}
@@ -208,6 +204,10 @@ class Running:
             self._keys[tenant, scopes] = made.stdout.strip()
         return self._keys[tenant, scopes]
 
+    def use_key(self, text: str) -> None:
+        """Use this key of acme's from now on."""
+        self._keys["acme", ALL_SCOPES] = text
+
     def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run another command on the same data folder, beside the server."""
         return cli(*arguments, "--data-dir", str(self.data_dir))
@@ -247,12 +247,11 @@ class Running:
         return {row["variant_id"]: row for row in self.ok("GET", path)["variants"]}
 
     def family(self) -> list[Process]:
-        """All living processes of this server, however they are related."""
+        """All living processes of this server: those that work in its folder."""
         found = []
         for folder in PROC.glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                variables = (folder / "environ").read_bytes().split(b"\0")
-                if f"{MARK}={self.mark}".encode() not in variables:
+                if not (folder / "cwd").readlink().is_relative_to(self.log.parent):
                     continue
                 command = (folder / "cmdline").read_bytes().split(b"\0")
                 started = (folder / "stat").read_text().rpartition(")")[2].split()[19]

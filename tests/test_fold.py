@@ -1,13 +1,28 @@
 """The fold: live, replayed, or in any grouping, it counts the same, to the byte."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
+
+import reference
+from bandolero.experiment import Experiment
+from bandolero.fold import (
+    DAY_MS,
+    Epoch,
+    Fold,
+    advance,
+    epoch_key,
+    grown,
+    init_fold,
+    merge,
+    padded,
+)
+from bandolero.policies import BetaState
 from strategies import (
     START_MS,
     UNKNOWN_VERSION,
@@ -22,20 +37,6 @@ from strategies import (
     experiment,
     stories,
 )
-
-from bandolero.experiment import Experiment
-from bandolero.fold import (
-    DAY_MS,
-    Epoch,
-    Fold,
-    advance,
-    epoch_key,
-    grown,
-    init_fold,
-    merge,
-    padded,
-)
-from bandolero.policies import BetaState
 
 SPEC = experiment(objective={"attribution_window_s": 2.0})
 SALES = experiment(
@@ -56,7 +57,7 @@ def folded(story: Story, ends: list[int]) -> Fold:
     decisions, events = story.tables
     fold = init_fold(story.experiment)
     bounds = [0, *sorted(ends), decisions.num_rows]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         part = decisions.slice(start, end - start)
         fold = advance(story.experiment, fold, part, events, VECTORS)
     return fold

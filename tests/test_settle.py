@@ -7,9 +7,21 @@ import ibis
 import numpy as np
 import pyarrow as pa
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import reference
+from bandolero.experiment import Objective
+from bandolero.lake.settling import closed_decisions, settle_expr
+from bandolero.settle import (
+    GRACE_MS,
+    LOST_AFTER_MS,
+    NEVER,
+    Settled,
+    closes_ms,
+    live_cuts,
+    settle,
+)
 from reference import Outcome
 from strategies import (
     FAR_MS,
@@ -22,18 +34,6 @@ from strategies import (
     event,
     events_table,
     stories,
-)
-
-from bandolero.experiment import Objective
-from bandolero.lake.settling import closed_decisions, settle_expr
-from bandolero.settle import (
-    GRACE_MS,
-    LOST_AFTER_MS,
-    NEVER,
-    Settled,
-    closes_ms,
-    live_cuts,
-    settle,
 )
 
 CLICKS = Objective(attribution_window_s=2.0)
@@ -318,7 +318,7 @@ def told_by(con: Any, settled: Any) -> dict[str, dict[str, Outcome]]:
     return found
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(stories(tenant="acme"), stories(tenant="bolt"), st.data())
 def test_expression_equals_settle(
     duckdb: Any, acme: Story, bolt: Story, data: st.DataObject

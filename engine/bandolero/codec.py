@@ -50,11 +50,11 @@ def unpack(data: bytes) -> Packed:
     DamagedBytesError
         When the bytes are cut, altered, or of another format.
     """
-    body = data[20:]
+    body = memoryview(data)[20:]  # no copy: arrays stay at multiples of eight bytes
     if data[:4] != _MAGIC or blake2b(body, digest_size=16).digest() != data[4:20]:
         raise DamagedBytesError(f"{len(data)} bytes are damaged or not ours.")
     start = 4 + int.from_bytes(body[:4], "little")
-    head = json.loads(body[4:start])
+    head = json.loads(bytes(body[4:start]))
     arrays = {}
     for name, dtype, shape, offset in head["arrays"]:
         count = int(np.prod(shape, dtype=np.int64))

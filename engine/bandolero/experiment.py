@@ -6,8 +6,12 @@ author mends it in one go. An `ExperimentRecord` is a specification with its lif
 variant states, version.
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping
+from math import fsum
+from reprlib import Repr
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import yaml
@@ -243,30 +247,74 @@ def load_experiment(text: bytes) -> Experiment:
         message = f"file == {len(text)} bytes, must be <= {MAX_FILE_BYTES}."
         raise InvalidExperimentError([Fault("", message)])
     try:
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raw = _decoded(text)
+    except _UNREADABLE as error:
         message = f"file is not YAML or JSON: {' '.join(str(error).split())[:300]}."
         raise InvalidExperimentError([Fault("", message)]) from None
     return parse_experiment(raw)
 
 
+# PyYAML answers a bad tagged scalar (`!!int ""`) with whatever its code ran into.
+_UNREADABLE = (
+    yaml.YAMLError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without aliases: a kilobyte of them can stand for 9 ** 30 items."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node, spelled out."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) must be spelled out")
+        return super().compose_node(parent, index)
+
+
+def _decoded(text: bytes) -> object:
+    """JSON as JSON: YAML reads 1e-05 as text and takes an escaped emoji apart."""
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except ValueError:
+        loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
+
+
+def _shown(value: object) -> str:
+    """A value as its author would know it again, in at most 80 characters."""
+    try:
+        shown = _SHORT.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"<{type(value).__name__} beyond all measure>"
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
 def _fault(item: dict[str, Any]) -> Fault:
     """Turn a pydantic error into our grammar: name == value, must be rule."""
     field = _field_name(item["loc"])
-    rule = str(item["msg"]).removeprefix("Input ").removeprefix("should ")
+    rule = re.sub(r"^\w+ should ", "", str(item["msg"]))
     kind = item["type"]
     if kind == "missing":
         return Fault(field, f"{field} is missing.")
-    if kind == "extra_forbidden":
+    if kind in {"extra_forbidden", "invalid_key"}:
         return Fault(field, f"{field} is not a known field.")
     if kind.startswith("union_tag"):
         tags = item.get("ctx", {}).get("expected_tags", "")
         given = item.get("ctx", {}).get("tag")
         return Fault(f"{field}.kind", f"{field}.kind == {given!r}, must be {tags}.")
-    if rule.startswith("String should match pattern"):
-        rule = rule.removeprefix("String should ")
-    if len(shown := repr(item["input"])) > 80:
-        shown = shown[:77] + "..."
+    shown = _shown(item["input"])
     return Fault(field, f"{field or 'experiment file'} == {shown}, must {rule}.")
 
 
@@ -293,7 +341,10 @@ def _cross_faults(raw: Mapping[str, Any]) -> list[Fault]:
     control = raw.get("control")
     if isinstance(control, str) and variant_ids and control not in variant_ids:
         faults.append(_unknown_variant("control", control))
-    policy, objective = raw.get("policy"), raw.get("objective")
+    policy, objective = (
+        raw.get("policy", {"kind": "beta_thompson"}),
+        raw.get("objective"),
+    )
     if isinstance(policy, Mapping):
         faults += _policy_faults(policy, objective, variant_ids)
     return faults
@@ -310,12 +361,13 @@ def _policy_faults(
             for key in weights
             if key not in variant_ids
         ]
-        numbers = [w for w in weights.values() if isinstance(w, int | float)]
-        if len(numbers) == len(weights) and abs(sum(numbers) - 1.0) > 1e-6:
-            message = f"policy.weights sum == {sum(numbers):g}, must be 1."
+        given = [w for w in weights.values() if isinstance(w, int | float)]
+        shares = [float(w) for w in given if abs(w) < 1e12]  # nor nan, told elsewhere
+        if len(shares) == len(weights) and abs(fsum(shares) - 1.0) > 1e-6:
+            message = f"policy.weights sum == {fsum(shares):g}, must be 1."
             faults.append(Fault("policy.weights", message))
     reward = objective.get("reward", "binary") if isinstance(objective, Mapping) else ""
-    if policy.get("kind") == "beta_thompson" and reward in {"value", "count"}:
+    if policy.get("kind") == "beta_thompson" and reward in ("value", "count"):
         rule = "must be 'binary' with policy.kind == 'beta_thompson'."
         message = f"objective.reward == {reward!r}, {rule}"
         faults.append(Fault("objective.reward", message))

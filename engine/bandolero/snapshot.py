@@ -111,7 +111,10 @@ class Snapshot:
         return _renormalised(self.probabilities, eligible)
 
     def warm(self, eligible: tuple[int, ...]) -> Distribution:
-        """Compute and keep the exact distribution over an eligible set."""
+        """The exact distribution over an eligible set, computed once and kept."""
+        known = self.sets.get(eligible)
+        if known is not None:
+            return known
         arms = np.array(eligible, dtype=np.int64)
         weights = self.policy.probabilities(self.state, arms)
         exact = _distribution(self._floored(weights, arms), eligible, EXACT)

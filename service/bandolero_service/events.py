@@ -127,8 +127,9 @@ class EventDesk:
 
 def _check(event: Event) -> None:
     """Rules of single fields."""
-    if not 1 <= len(event.event_id) <= MAX_ID_CHARACTERS:
-        raise _broken("event_id", event.event_id[:20], "must have 1 to 128 characters")
+    for field, name in (("event_id", event.event_id), ("retracts", event.retracts)):
+        if name is not None and not 1 <= len(name) <= MAX_ID_CHARACTERS:
+            raise _broken(field, name[:20], "must have 1 to 128 characters")
     if not _TYPE.fullmatch(event.type):
         raise _broken("type", event.type[:40], "must be a lower-case word")
     if not isfinite(event.value) or abs(event.value) > MAX_VALUE:

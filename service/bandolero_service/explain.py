@@ -163,7 +163,8 @@ def _rederived(
             "reason": "the snapshot is neither in the log nor the lake",
         }
     variant_id = record.spec.variant_ids[again.arm]
-    sticky = record.spec.allocation.sticky == "unit" and row["unit"] is not None
+    spec = record.spec if snapshot is None else snapshot.experiment
+    sticky = spec.allocation.sticky == "unit" and row["unit"] is not None
     from_nonce = None
     if not sticky and row["mode"] != "fallback":
         from_nonce = draws(decoded.key, decoded.nonce).arm == row["draw"]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,7 +128,10 @@ class Lake:
             "files": [file._asdict() for file in files],
             "schema_version": SCHEMA_VERSION,
         }
-        self.write_bytes(entry, json.dumps(body, indent=1).encode())
+        try:
+            self.write_bytes(entry, json.dumps(body, indent=1).encode(), anew=True)
+        except FileExistsError:
+            raise OverlapError(f"{entry} was made meanwhile by another.") from None
         return commit
 
     def commits(self) -> list[Commit]:
@@ -181,15 +185,21 @@ class Lake:
         rows = pa.concat_tables(good) if good else TABLES[table].empty_table()
         return rows.take(_log_order(rows)), bad
 
-    def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a file of the lake so that it is there whole or not at all."""
+    def write_bytes(self, path: str, data: bytes, *, anew: bool = False) -> None:
+        """Write a file of the lake so that it is there whole or not at all.
+
+        Raises
+        ------
+        FileExistsError
+            When the file exists and is to be written `anew`; local lakes only.
+        """
         final = f"{self.root}/{path}"
         self.filesystem.create_dir(final.rpartition("/")[0], recursive=True)
         if not isinstance(self.filesystem, fs.LocalFileSystem):
             with self.filesystem.open_output_stream(final) as sink:
                 sink.write(data)
             return
-        _write_durably(Path(final), data)
+        _write_durably(Path(final), data, Path(self.root), anew=anew)
 
     def read_bytes(self, path: str) -> bytes:
         """The bytes of a file of the lake."""
@@ -271,13 +281,33 @@ def _log_order(table: pa.Table) -> pa.Array:
     return pa.array(keys)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+def _write_durably(path: Path, data: bytes, root: Path, *, anew: bool) -> None:
+    """Draft a file beside its place, put it there, and sync it with its folders."""
+    draft = path.with_name(f".{path.name}.{token_hex(8)}")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if anew:
+            path.hardlink_to(draft)  # unlike a rename, fails where there is one
+        else:
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    for folder in path.parents:
+        _sync(folder)
+        if folder == root:
+            break
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _hash(data: bytes) -> str:

@@ -78,7 +78,7 @@ def ingest(
         `decisions` or `events`.
     """
     files = []
-    for path in _files(paths):
+    for path in _files(lake, paths):
         progress(f"ingesting {path.name}")
         try:
             files.append(_ingest_file(lake, table, path))
@@ -104,9 +104,9 @@ def _ingest_file(lake: Lake, table: str, path: Path) -> IngestedFile:
         source = pa.array([str(path)] * refused.num_rows)
         told = refused.append_column("reason", why).append_column("source", source)
         _write_quarantine(lake, f"{table}/{name}-rows.parquet", told)
-    accepted = rows.filter(pa.array(good))
+    accepted = _placed(rows.filter(pa.array(good)), table)
     try:
-        lake.commit(f"ingest-{table}-{name}", 0, 0, {table: _placed(accepted, table)})
+        lake.commit(f"ingest-{table}-{name}", *_span(accepted), {table: accepted})
     except OverlapError:
         return IngestedFile(str(path), 0, refused.num_rows, None)
     return IngestedFile(str(path), accepted.num_rows, refused.num_rows, None)
@@ -126,7 +126,9 @@ def _shaped(table: str, rows: pa.Table) -> pa.Table:
         if not _may_cast(column.type, field.type):
             raise ValueError(f"{field.name} is {column.type}, must be {field.type}.")
         columns.append(column.cast(field.type))
-    return pa.table(columns, schema=TABLES[table])
+    shaped = pa.table(columns, schema=TABLES[table])
+    shaped.validate(full=True)  # text that is no UTF-8 would stop every later reader
+    return shaped
 
 
 def _may_cast(given: pa.DataType, wanted: pa.DataType) -> bool:
@@ -134,12 +136,16 @@ def _may_cast(given: pa.DataType, wanted: pa.DataType) -> bool:
     if given.equals(wanted) or pa.types.is_null(given):
         return True
     if pa.types.is_string(wanted):
-        return bool(pa.types.is_large_string(given) or pa.types.is_dictionary(given))
+        if pa.types.is_dictionary(given):
+            return _may_cast(given.value_type, wanted)
+        return bool(pa.types.is_large_string(given))
     if pa.types.is_integer(wanted):
         return bool(pa.types.is_integer(given))
     if pa.types.is_floating(wanted):
         return bool(pa.types.is_floating(given) or pa.types.is_integer(given))
-    return bool(pa.types.is_list(wanted) and pa.types.is_list(given))
+    if pa.types.is_list(wanted) and pa.types.is_list(given):
+        return _may_cast(given.value_type, wanted.value_type)
+    return False
 
 
 def _reasons(table: str, rows: pa.Table) -> list[str | None]:
@@ -177,14 +183,27 @@ def _placed(rows: pa.Table, table: str) -> pa.Table:
     return _set(rows, "log_ms", times)
 
 
+def _span(rows: pa.Table) -> tuple[int, int]:
+    """Log times that hold all rows: after the one, until the other."""
+    if not rows.num_rows:
+        return 0, 0
+    found = pc.min_max(rows["log_ms"]).as_py()
+    return max(0, found["min"] - 1), found["max"]
+
+
 def _set(rows: pa.Table, name: str, column: Any) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, column)
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def _files(lake: Lake, paths: Sequence[Path]) -> Iterator[Path]:
+    """The files named, and those in the folders named, save for the lake's own."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*.parquet") if not p.is_symlink())
+            yield from sorted(
+                p
+                for p in path.rglob("*.parquet")
+                if not p.is_symlink() and not p.absolute().is_relative_to(lake.root)
+            )
         else:
             yield path
 

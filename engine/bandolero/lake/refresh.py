@@ -21,6 +21,9 @@ from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.settling import EXPERIMENT, closed_decisions, settle_expr
 
 Progress = Callable[[str], None]
+ROUNDING = 1e-9
+"""Sums of squares are floating-point numbers, added in any order: a share within which
+two are the same."""
 
 
 class Refreshed(NamedTuple):
@@ -155,6 +158,8 @@ def _corrections(
     for row in after.to_pylist():
         old = live.get(_key(row), {})
         change = {name: row[name] - old.get(name, 0) for name in MEASURES}
+        if abs(change["rewards_squared"]) <= ROUNDING * row["rewards_squared"]:
+            change["rewards_squared"] = 0.0
         if any(change.values()):
             place = found.setdefault((row["tenant_id"], row["experiment_id"]), {})
             place[row["variant_id"]] = change

@@ -73,12 +73,14 @@ class DataPlane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
-        if route is None:
+        if route is None and _announced_bytes(scope) <= self._max_body_bytes:
             await self._app(scope, receive, send)
             return
-        scope_name, handler = route
         headers = [_JSON]
         try:
+            if route is None:  # here, because the framework would refuse in plain text
+                raise too_large(self._max_body_bytes)
+            scope_name, handler = route
             if scope["method"] != "POST":
                 raise ApiError(405, "method_not_allowed", "the method must be POST.")
             key = self._authorised(scope, scope_name)
@@ -209,6 +211,14 @@ def _decoded(decode: Callable[[Any], T], body: Any) -> T:
         raise ApiError(
             400, "malformed_json", f"the body is not JSON: {error}."
         ) from None
+
+
+def _announced_bytes(scope: Scope) -> int:
+    """The length of the body, where a header tells it."""
+    for name, value in scope.get("headers", ()):
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
 
 
 def _resolve(future: "asyncio.Future[str | None]", failure: str | None) -> None:

@@ -1,0 +1,163 @@
+"""`serve` on a store that somebody else runs: a server process, spoken to over TCP."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from service_helpers import (
+    SLOWER,
+    Running,
+    cli,
+    click,
+    experiment,
+    free_port,
+    linux,
+    needs_server,
+    running_server,
+    short_folder,
+    wait_for,
+)
+
+from bandolero_service.embedded import server_binary
+from bandolero_service.store import Store, StoreDownError
+
+pytestmark = needs_server
+
+
+@contextlib.contextmanager
+def own_store(folder: Path, *options: str) -> Iterator[str]:
+    """A Valkey or Redis server on a loopback port; its URL."""
+    port = free_port()
+    command = [server_binary(), "--port", str(port), "--bind", "127.0.0.1"]
+    command += ["--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always"]
+    command += ["--save", "", "--logfile", str(folder / "store.log"), *options]
+    process = subprocess.Popen(command)
+    url = f"redis://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: _answers(url), 10, "the store answers")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    store = Store(url, timeout_s=1.0)
+    try:
+        return bool(store.durability())
+    except StoreDownError:
+        return False
+    finally:
+        store.close()
+
+
+def test_the_whole_job_runs_on_a_store_of_ones_own() -> None:
+    """Decide, click, learn, report, replay and refresh over TCP, nothing embedded started."""
+    with short_folder() as folder, own_store(folder) as url:
+        with running_server("--store", url) as server:
+            made = cli("keys", "create", "--tenant", "acme", "--store", url)
+            server.use_key(made.stdout.strip())
+            assert server.call("GET", "/readyz").body["appendfsync"] == "always"
+            server.begin(experiment("hats"))
+            decisions = server.decide_many("hats", 60)
+            clicks = [click(d) for d in decisions if d["variant"]["id"] == "v1"]
+            assert server.tell(clicks + clicks)["accepted"] == 2 * len(clicks)
+            wait_for(
+                lambda: sum(r["trials"] for r in server.report("hats").values()) == 60,
+                20,
+                "everything settles",
+            )
+            assert server.report("hats")["v1"]["rewards"] == len(clicks)
+            shown = server.cli("report", "hats", "--store", url, "--format", "csv")
+            assert shown.returncode == 0, shown.stderr
+            assert "v1" in shown.stdout
+            refreshed = server.cli("refresh", "--store", url)
+            assert refreshed.returncode == 0, refreshed.stderr
+            assert not (server.data_dir / "store").exists()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
+def test_a_store_that_evicts_is_refused(policy: str) -> None:
+    """A store that may drop log entries is refused at once, with setting, value and rule."""
+    with short_folder() as folder:
+        with own_store(folder, "--maxmemory-policy", policy) as url:
+            data = str(folder / "d")
+            began = time.monotonic()
+            done = cli("serve", "--store", url, "--data-dir", data, "--port", "0")
+            assert time.monotonic() - began < 10 * SLOWER
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"bandolero: maxmemory-policy == '{policy}', must not evict the log."
+
+
+def test_a_store_that_may_lose_events_is_told(tmp_path: Path) -> None:
+    """With appendfsync everysec the server serves, warns, and says so when asked."""
+    with short_folder() as folder:
+        with own_store(folder, "--appendfsync", "everysec") as url:
+            with running_server("--store", url) as server:
+                assert server.call("GET", "/readyz").body["appendfsync"] == "everysec"
+                assert "may lose acknowledged events" in server.log.read_text()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "nonsense", "redis:/x", ""])
+def test_a_url_of_no_store_is_a_usage_error(url: str, tmp_path: Path) -> None:
+    """What is neither `embedded` nor a store's URL is refused by its value and the rule."""
+    done = cli("serve", "--store", url, "--data-dir", str(tmp_path))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"store == {url!r}, must be" in done.stderr
+
+
+def test_a_command_says_that_the_store_does_not_answer(tmp_path: Path) -> None:
+    """A command on a store that is not there ends with exit code 1 and a line."""
+    url = f"redis://127.0.0.1:{free_port()}"
+    done = cli("keys", "list", "--store", url, "--data-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("bandolero: the store cannot be reached")
+    assert "Traceback" not in done.stderr
+
+
+@linux
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_waiting_for_a_store_can_be_ended(how: signal.Signals) -> None:
+    """A server whose store never answers ends like any other, and leaves no orphan."""
+    with short_folder() as folder:
+        server = Running(folder, "--store", f"redis://127.0.0.1:{free_port()}")
+        try:
+            server.start(wait=False)
+            wait_for(
+                lambda: server.log.read_text().count("trying again") >= 3,
+                20,
+                "every role waits",
+            )
+            assert server.process is not None
+            os.kill(server.process.pid, how)
+            if how is signal.SIGTERM:
+                assert server.process.wait(10 * SLOWER) == 0, server.last_words()
+            wait_for(lambda: server.family() == [], 10, "nobody is left")
+        finally:
+            server.end()
+
+
+@linux
+def test_a_server_waits_for_its_store() -> None:
+    """Started before its store, the server is ready once the store is there."""
+    with short_folder() as folder:
+        server = Running(folder)
+        with own_store(folder) as url:
+            pass
+        server = Running(folder, "--store", url)
+        try:
+            server.start(wait=False)
+            wait_for(lambda: "trying again" in server.log.read_text(), 20)
+            port = url.rpartition(":")[2]
+            with own_store(folder, "--port", port):
+                server.wait_ready()
+                server.stop()
+        finally:
+            server.end()

@@ -1,0 +1,305 @@
+"""What was accepted survives: any process of ours is killed in mid-stream, and counts hold."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from typing import Any, Self
+
+import pytest
+from service_helpers import (
+    SLOWER,
+    Running,
+    click,
+    experiment,
+    linux,
+    needs_server,
+    running_server,
+    short_folder,
+    wait_for,
+)
+from traffic import now
+
+from bandolero.lake.catalog import Lake
+
+pytestmark = [needs_server, linux]
+
+
+class Stream:
+    """A client that decides and clicks on v1 without pause, on a thread of its own.
+
+    It sends events again, under the same ids, until they are accepted: that is what a
+    client may rely on.
+    """
+
+    def __init__(self, server: Running, name: str) -> None:
+        self.decisions: list[Any] = []
+        self.refused: list[str] = []
+        self.accepted: list[str] = []
+        self.hits: Counter[str] = Counter()
+        self._server = server
+        self._name = name
+        self._key = server.key()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        wait_for(lambda: len(self.decisions) > 100, 20, "the stream flows")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            requests = {"requests": [{"experiment": self._name}] * 10}
+            try:
+                answer = self._server.call("POST", "/v1/decide/batch", requests, self._key)
+            except (OSError, http.client.HTTPException) as error:
+                self.refused.append(repr(error))
+                continue
+            if answer.status != 200:
+                self.refused.append(repr(answer))
+                continue
+            self._click(answer.body["decisions"])
+            time.sleep(0.01)
+
+    def _click(self, made: list[Any]) -> None:
+        at = now()
+        chosen = [d for d in made if d["variant"]["id"] == "v1"]
+        events = [click(d, d["decision_id"][-20:], at=at) for d in chosen]
+        while events and not self._accepted(events):
+            time.sleep(0.05)
+        self.accepted += [event["event_id"] for event in events]
+        self.hits.update(d["variant"]["id"] for d in chosen)
+        self.decisions += made
+
+    def _accepted(self, events: list[Any]) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            body = {"events": events}
+            answer = self._server.call("POST", "/v1/events", body, self._key)
+            return answer.status == 202
+        return False
+
+
+def begin(server: Running) -> None:
+    """An experiment that goes on exploring all its three variants."""
+    server.begin(experiment("hats", allocation={"min_share": 0.1}))
+
+
+def final(server: Running) -> dict[str, tuple[int, int]]:
+    """Trials and rewards by variant, once all is settled, archived and refreshed."""
+    wait_for(
+        lambda: not any(row["pending"] for row in server.report("hats").values()),
+        40,
+        "everything settles",
+    )
+    lake, here_ms = Lake(server.data_dir / "lake"), time.time_ns() // 1_000_000
+    wait_for(lambda: lake.watermark_ms() > here_ms, 30, "the lake")
+    done = server.cli("refresh")
+    assert done.returncode == 0, done.stderr
+    rows = server.report("hats")
+    return {v: (row["trials"], round(row["rewards"])) for v, row in rows.items()}
+
+
+def tallied(stream: Stream) -> dict[str, tuple[int, int]]:
+    """Trials and rewards by variant, as the client knows them."""
+    trials = Counter(d["variant"]["id"] for d in stream.decisions)
+    return {v: (trials[v], stream.hits[v]) for v in ("v0", "v1", "v2")}
+
+
+def replaced(server: Running, role: str, victim: Any) -> None:
+    """Wait until another process does what the victim did."""
+
+    def is_there() -> bool:
+        pids = [process.pid for process in server.of_role(role)]
+        return pids != [] and victim.pid not in pids
+
+    wait_for(is_there, 15, f"a new {role}")
+
+
+def restarted(server: Running, role: str) -> None:
+    """Kill -9 a process and wait for its successor."""
+    replaced(server, role, server.kill(role))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 * SLOWER)
+def test_accepted_events_survive_the_death_of_the_learner() -> None:
+    """The learner is killed twice in mid-stream: everything is counted exactly once."""
+    with running_server() as server:
+        begin(server)
+        with Stream(server, "hats") as stream:
+            for _ in range(2):
+                time.sleep(1.5)
+                restarted(server, "learner")
+            time.sleep(1.5)
+        assert stream.refused == []
+        assert final(server) == tallied(stream)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 * SLOWER)
+def test_accepted_events_survive_the_death_of_the_store() -> None:
+    """The store is killed twice in mid-stream: no decision is refused, no event lost."""
+    with running_server() as server:
+        begin(server)
+        with Stream(server, "hats") as stream:
+            for _ in range(2):
+                time.sleep(1.5)
+                n_before = len(stream.decisions)
+                restarted(server, "store")
+                wait_for(lambda n=n_before: len(stream.decisions) > n + 50, 20)  # type: ignore[misc]
+            time.sleep(1.5)
+        assert stream.refused == []
+        wait_for(lambda: server.call("GET", "/readyz").body["store"] == "up", 20)
+        wait_for(lambda: server.call("GET", "/readyz").body["spool_bytes"] == 0, 20)
+        assert final(server) == tallied(stream)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 * SLOWER)
+def test_accepted_events_survive_the_death_of_a_worker() -> None:
+    """A worker is killed while it spools: the next one brings its blocks to the log."""
+    with running_server() as server:
+        begin(server)
+        key = server.key()
+        early = server.decide_many("hats", 50)
+        time.sleep(0.3)  # they are in the log by now
+        (store,) = server.of_role("store")
+        os.kill(store.pid, signal.SIGSTOP)  # not dead, so nobody restarts it
+        try:
+            at = now()
+            events = [click(d, d["decision_id"][-20:], at=at) for d in early]
+            answer = server.call("POST", "/v1/events", {"events": events}, key)
+            assert (answer.status, answer.body["accepted"]) == (202, 50)
+            worker = server.kill("api")
+        finally:
+            os.kill(store.pid, signal.SIGCONT)
+        replaced(server, "api", worker)
+        spool = server.data_dir / "spool"
+        wait_for(lambda: not any(f.stat().st_size for f in spool.iterdir()), 30)
+        shown = Counter(d["variant"]["id"] for d in early)
+        assert final(server) == {v: (shown[v], shown[v]) for v in ("v0", "v1", "v2")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 * SLOWER)
+def test_a_killed_worker_leaves_the_others_serving() -> None:
+    """With two workers, one killed in mid-stream: accepted events are all in the lake, once."""
+    with running_server("--workers", "2") as server:
+        begin(server)
+        with Stream(server, "hats") as stream:
+            for _ in range(3):
+                time.sleep(0.7)
+                server.kill("api")
+            time.sleep(1.5)
+        assert len(stream.refused) <= 3 * 20
+        wait_for(lambda: len(server.of_role("api")) == 2, 15)
+        lake, here_ms = Lake(server.data_dir / "lake"), time.time_ns() // 1_000_000
+        wait_for(lambda: lake.watermark_ms() > here_ms, 30, "the lake")
+        events, _ = lake.read("events")
+        assert set(events["event_id"].to_pylist()) >= set(stream.accepted)
+        decisions, _ = lake.read("decisions")
+        ids = decisions["decision_id"].to_pylist()
+        assert len(ids) == len(set(ids))
+        lost = {d["decision_id"] for d in stream.decisions} - set(ids)
+        # What one worker had in memory when it was killed: a flush is due every 20 ms.
+        assert len(lost) <= 3 * 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120 * SLOWER)
+def test_a_restart_serves_what_was_there() -> None:
+    """After SIGTERM and a new start experiments, keys, counts and learning are as before."""
+    with short_folder() as folder:
+        server = Running(folder)
+        try:
+            server.start()
+            begin(server)
+            decisions = server.decide_many("hats", 100)
+            server.tell([click(d) for d in decisions if d["variant"]["id"] == "v1"])
+            server.stop()
+            server.start()
+            before = server.ok("GET", f"/v1/decisions/{decisions[0]['decision_id']}")
+            assert before["rederived"]["same"] is True
+            shown = Counter(d["variant"]["id"] for d in decisions)
+            hits = {"v0": 0, "v1": shown["v1"], "v2": 0}
+            assert final(server) == {v: (shown[v], hits[v]) for v in hits}
+            server.stop()
+        finally:
+            server.end()
+
+
+@pytest.mark.parametrize("after_s", [0.0, 3.0])
+def test_sigterm_while_starting_ends_everything(after_s: float) -> None:
+    """SIGTERM before the server is ready: exit code 0 and no process left, soon."""
+    with short_folder() as folder:
+        # With an empty cache a worker compiles for seconds before it can be ready.
+        cold = {"NUMBA_CACHE_DIR": str(folder / "numba")}
+        server = Running(folder, environment=cold)
+        try:
+            server.start(wait=False)
+            wait_for(lambda: "serving on" in server.log.read_text(), 20)
+            time.sleep(after_s)
+            began = time.monotonic()
+            server.stop()
+            assert time.monotonic() - began < 8 * SLOWER
+        finally:
+            server.end()
+
+
+@pytest.mark.parametrize("when", ["starting", "ready"])
+def test_killing_the_supervisor_leaves_no_orphan(when: str) -> None:
+    """Kill -9 of the supervisor ends every other process by itself, whatever they do."""
+    with short_folder() as folder:
+        server = Running(folder)
+        try:
+            server.start(wait=when != "starting")
+            wait_for(lambda: len(server.family()) == 5, 20, "all processes")
+            server.kill("serve")
+            assert server.process is not None
+            server.process.wait()
+            wait_for(lambda: server.family() == [], 15, "nobody is left")
+        finally:
+            server.end()
+
+
+def test_a_second_server_on_the_same_data_is_refused(running: Running) -> None:
+    """Another `serve` on the same folder ends with exit code 1 and says why."""
+    done = running.cli("serve", "--port", "0")
+    assert done.returncode == 1
+    assert "in use" in done.stderr
+    assert running.call("GET", "/readyz").body["status"] == "ready"
+
+
+def test_a_port_in_use_is_refused(running: Running) -> None:
+    """`serve` on a taken port ends with exit code 1, and leaves nothing running."""
+    with short_folder() as folder:
+        server = Running(folder)
+        server.port = running.port
+        try:
+            server.start(wait=False)
+            assert server.process is not None
+            assert server.process.wait(30) == 1
+            assert "in use" in server.last_words()
+            assert server.family() == []
+        finally:
+            server.end()
+
+
+def test_accepted_is_durable_at_once(running: Running) -> None:
+    """When the answer says accepted, the event is in the append-only file on disk."""
+    running.begin(experiment("durable"))
+    decision = running.decide("durable")
+    marker = f"durable-{time.time_ns()}"
+    assert running.tell([click(decision, marker)])["accepted"] == 1
+    files = (running.data_dir / "store" / "appendonlydir").iterdir()
+    assert any(marker.encode() in file.read_bytes() for file in files)
+    assert json.dumps(running.call("GET", "/readyz").body).count("always") == 1
