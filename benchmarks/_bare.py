@@ -6,7 +6,7 @@ import gc
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from bandolero_service.roles import DRAIN_S, KEEP_ALIVE_S, listen
+from bandolero_service.roles import listen, server_config
 
 
 class Bare:
@@ -34,20 +34,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--bytes", type=int, required=True)
     options = parser.parse_args()
-    # As bandolero_service.roles sets up the worker's server.
-    config = uvicorn.Config(
-        Bare(options.bytes),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-        server_header=False,
-        date_header=False,
-    )
+    config = server_config(Bare(options.bytes))
     gc.collect()
     gc.freeze()
     uvicorn.Server(config).run(sockets=[listen("127.0.0.1", options.port)])

@@ -1,30 +1,24 @@
-"""Rows of decisions and events as a worker hands them to its writer."""
+"""Decisions and events as a worker hands them to its writer."""
 
 from typing import Any
 
-from bandolero.log import DECISIONS, EVENTS
+from bandolero.log import EVENTS
+from bandolero_service.record import Decision, Outcome, Row
 
-Row = tuple[Any, ...]
 
-
-def decision_row(decision_id: str, **given: Any) -> Row:
-    """A decision of acme's experiment hats; fields not given are plausible."""
-    row: dict[str, Any] = dict.fromkeys(DECISIONS.names)
-    row |= {
-        "tenant_id": "acme",
-        "decision_id": decision_id,
-        "experiment_id": "hats",
-        "spec_version": 1,
-        "engine_version": "0",
-        "variant_id": "v0",
-        "decided_at_ms": 1_000,
-        "snapshot_version": 1,
-        "draw": 0.5,
-        "propensity": 0.5,
-        "mode": "explore",
-        "serving": "live",
-    }
-    return tuple((row | given).values())
+def decision(
+    decision_id: str, mode: str = "explore", variant_id: str = "v0"
+) -> Decision:
+    """A decision of acme's experiment hats."""
+    outcome = Outcome(
+        tail=b"",
+        mode_and_serving=(mode, "live"),
+        tenant=("acme",),
+        experiment=("hats", 1, "0", variant_id),
+        snapshot=(1, None),
+        distribution=(0.5, None, None, mode, "live"),
+    )
+    return Decision(outcome, decision_id.encode(), None, 1_000, 0.5, None)
 
 
 def event_row(event_id: str, **given: Any) -> Row:

@@ -10,6 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
+from bandolero.lake.catalog import Lake
+from bandolero.snapshot import Snapshot, snapshot_from_bytes
+from bandolero_service.embedded import EmbeddedStore
+from bandolero_service.folding import state_from_bytes
+from bandolero_service.store import Store
 from service_helpers import (
     SLOWER,
     Running,
@@ -20,12 +26,6 @@ from service_helpers import (
     wait_for,
 )
 from traffic import Tally, now, play, retraction, specification
-
-from bandolero.lake.catalog import Lake
-from bandolero.snapshot import Snapshot, snapshot_from_bytes
-from bandolero_service.embedded import EmbeddedStore
-from bandolero_service.folding import state_from_bytes
-from bandolero_service.store import Store
 
 pytestmark = needs_server
 VARIANTS = ["v0", "v1", "v2", "v3"]
@@ -170,9 +170,7 @@ def differ_by_what_was_late(books: Books, tally: Tally) -> None:
     hits = {variant: c["hits"] for variant, c in corrections.items()}
     assert hits == {variant: n for variant, n in change.items() if n != 0}
     assert all(c["trials"] == 0 for c in corrections.values())
-    after = {
-        v: [tally.decisions[v], tally.hits[v] + change[v]] for v in VARIANTS
-    }
+    after = {v: [tally.decisions[v], tally.hits[v] + change[v]] for v in VARIANTS}
     assert books.rolled_up() == after
     assert books.live() == before == expected(tally)
     assert books.reported() == after

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_helpers import Answer, Running, click, experiment, needs_server
 
 from bandolero_service.ids import Signer
+from service_helpers import Answer, Running, click, experiment, needs_server
 
 pytestmark = needs_server
 DECIDE, BATCH, EVENTS = "/v1/decide", "/v1/decide/batch", "/v1/events"
@@ -284,7 +284,10 @@ def test_a_bad_specification_is_refused_with_every_fault(caps: Running) -> None:
         (b"\xff\xfe", 400),
         (b'{"experiment":"odd","variants":' + DEEP + b"}", 400),
         (b'{"experiment":"odd","variants":[{"id":"v","attributes":{"a":NaN}}]}', 422),
-        (b'{"experiment":"odd","variants":[{"id":"v","creative":{"a":"\\ud800"}}]}', 422),
+        (
+            b'{"experiment":"odd","variants":[{"id":"v","creative":{"a":"\\ud800"}}]}',
+            422,
+        ),
         (b'{"experiment":"other","variants":[{"id":"v"}]}', 422),
         (b'{"experiment":"odd/../x","variants":[{"id":"v"}]}', 422),
     ],
@@ -311,22 +314,26 @@ def aged(server: Running, decision: Any, days: float) -> str:
     """The id the server would have given to a decision some days ago."""
     signer = Signer(secret(server), "acme")
     now = signer.read(decision["decision_id"])
-    return signer.mint(now._replace(decided_at_ms=now.decided_at_ms - int(days * DAY_MS)))
+    then = now._replace(decided_at_ms=now.decided_at_ms - int(days * DAY_MS))
+    return signer.mint(*then).decode()
 
 
 def test_each_bad_event_is_rejected_by_its_index(caps: Running) -> None:
     """Forged, foreign, expired, and every broken rule: by index and field; the rest taken."""
     decision = caps.decide("caps")
     decision_id = decision["decision_id"]
-    foreign = Signer(secret(caps), "rival").mint(
-        Signer(secret(caps), "acme").read(decision_id)
-    )
+    ours = Signer(secret(caps), "acme").read(decision_id)
+    foreign = Signer(secret(caps), "rival").mint(*ours).decode()
     bad: list[tuple[str, str | None, Any]] = [
         ("unknown_decision", "decision_id", {"decision_id": decision_id[:-3] + "AAA"}),
         ("unknown_decision", "decision_id", {"decision_id": foreign}),
         ("unknown_decision", "decision_id", {"decision_id": ""}),
         ("unknown_decision", "decision_id", {"decision_id": "é" * 64}),
-        ("expired_decision", "decision_id", {"decision_id": aged(caps, decision, 30.1)}),
+        (
+            "expired_decision",
+            "decision_id",
+            {"decision_id": aged(caps, decision, 30.1)},
+        ),
         ("invalid_event", "value", {"value": "1"}),
         ("invalid_event", "value", {"value": None}),
         ("invalid_event", "value", {"value": True}),
@@ -368,7 +375,9 @@ def test_each_bad_event_is_rejected_by_its_index(caps: Running) -> None:
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_number_that_is_none_is_never_accepted(caps: Running, number: str) -> None:
     """NaN and infinities are no JSON, so a body with them is; a number too large is rejected."""
-    event = json.dumps(click(caps.decide("caps"), value=0)).replace(": 0", f": {number}")
+    event = json.dumps(click(caps.decide("caps"), value=0)).replace(
+        ": 0", f": {number}"
+    )
     raw = f'{{"events":[{event}]}}'.encode()
     answer = caps.call("POST", EVENTS, key=caps.key(), raw=raw)
     if answer.status == 202:

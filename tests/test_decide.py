@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_helpers import experiment, needs_server
-from worker import Worker
 
 from bandolero_service.errors import ApiError
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
+from service_helpers import experiment, needs_server
+from worker import Worker
 
 pytestmark = needs_server
 N_DRAWS = 400
@@ -167,7 +167,9 @@ def test_sticky_units_see_the_same_variant(worker: Worker) -> None:
         assert len(variants) == 1
     assert len(shown([worker.decide("hats", unit=f"u{i}") for i in range(60)])) == 4
     assert len(shown([worker.decide("hats") for _ in range(60)])) == 4
-    without = [worker.decide("hats", unit="one", consent="contextual") for _ in range(60)]
+    without = [
+        worker.decide("hats", unit="one", consent="contextual") for _ in range(60)
+    ]
     assert len(shown(without)) == 4
 
 
@@ -231,7 +233,11 @@ def test_a_unit_is_kept_as_a_pseudonym_and_only_with_consent(worker: Worker) -> 
     worker.decide("hats")
     rows = worker.logged()
     units = [row["unit"] for row in rows]
-    assert units == [worker.views.signer("acme").pseudonym("alice@example.com"), None, None]
+    assert units == [
+        worker.views.signer("acme").pseudonym("alice@example.com"),
+        None,
+        None,
+    ]
     assert "alice" not in json.dumps(rows)
 
 

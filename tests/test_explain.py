@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_helpers import experiment, needs_server
-from worker import Worker
 
 from bandolero.lake.catalog import Lake
 from bandolero_service import keys
@@ -17,6 +15,8 @@ from bandolero_service.events import EventBatch, EventDesk
 from bandolero_service.explain import explain
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
+from service_helpers import experiment, needs_server
+from worker import Worker
 
 pytestmark = needs_server
 
@@ -98,7 +98,9 @@ def test_fixed_and_fallback_decisions_draw_the_same_again(
     assert_same(worker, lake, decisions)
 
 
-def test_a_later_change_of_stickiness_does_not_matter(worker: Worker, lake: Lake) -> None:
+def test_a_later_change_of_stickiness_does_not_matter(
+    worker: Worker, lake: Lake
+) -> None:
     """A decision is re-derived by the rules of its own snapshot, not by today's."""
     spec = experiment("hats", 4, allocation={"sticky": "unit"})
     worker.publish(worker.put(spec), 1)
@@ -115,7 +117,11 @@ def test_a_decision_is_found_in_the_lake_when_the_log_has_forgotten_it(
     record = worker.put(experiment("hats", 4))
     worker.publish(record, 1)
     decisions = decided(worker, 3)
-    event = {"event_id": "e1", "decision_id": decisions[0]["decision_id"], "type": "click"}
+    event = {
+        "event_id": "e1",
+        "decision_id": decisions[0]["decision_id"],
+        "type": "click",
+    }
     told(worker, [event, event])
     worker.writer.stop()
     before = [explained(worker, lake, decision) for decision in decisions]
@@ -127,7 +133,9 @@ def test_a_decision_is_found_in_the_lake_when_the_log_has_forgotten_it(
         worker.store.tick(shard)
     worker.publish(record, 2)
     after = [explained(worker, lake, decision) for decision in decisions]
-    assert [len(one["events"]) for one in after] == [len(one["events"]) for one in before]
+    assert [len(one["events"]) for one in after] == [
+        len(one["events"]) for one in before
+    ]
     assert after == before
     assert_same(worker, lake, decisions)
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from bandolero_service.embedded import server_binary
+from bandolero_service.store import Store, StoreDownError
 from service_helpers import (
     SLOWER,
     Running,
@@ -22,9 +25,6 @@ from service_helpers import (
     short_folder,
     wait_for,
 )
-
-from bandolero_service.embedded import server_binary
-from bandolero_service.store import Store, StoreDownError
 
 pytestmark = needs_server
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
 from service_helpers import Running, click, experiment, needs_server, wait_for
 
 pytestmark = needs_server
@@ -66,7 +67,10 @@ def test_a_decision_has_everything_the_contract_says(hats: Running) -> None:
     assert 0.0 < answer["propensity"] <= 1.0
     assert (answer["experiment"], answer["serving"]) == ("hats", "live")
     assert answer["snapshot_version"] >= 1
-    assert (answer["mode"] in {"explore", "holdout"}, answer["fallback"]) == (True, False)
+    assert (answer["mode"] in {"explore", "holdout"}, answer["fallback"]) == (
+        True,
+        False,
+    )
 
 
 def test_a_batch_keeps_its_order_and_isolates_errors(hats: Running) -> None:
@@ -236,7 +240,10 @@ def test_pausing_and_stopping_are_live_within_a_second(running: Running) -> None
     running.ok("POST", "/v1/experiments/halt/stop", {})
     time.sleep(LIVE_WITHIN_S)
     stopped = running.call("POST", "/v1/decide", {"experiment": "halt"}, running.key())
-    assert (stopped.status, stopped.body["error"]["code"]) == (409, "experiment_stopped")
+    assert (stopped.status, stopped.body["error"]["code"]) == (
+        409,
+        "experiment_stopped",
+    )
 
 
 # --- reports and explanations -----------------------------------------------------------------
@@ -289,7 +296,9 @@ def test_a_report_comes_in_every_format(hats: Running, earned: list[Any]) -> Non
     assert b"<html" in found["html"].body
     lines = found["csv"].body.decode().splitlines()
     at = lines[0].split(",").index("trials")
-    assert {line.split(",")[0]: int(line.split(",")[at]) for line in lines[1:]} == trials
+    assert {
+        line.split(",")[0]: int(line.split(",")[at]) for line in lines[1:]
+    } == trials
     table = pq.read_table(io.BytesIO(found["parquet"].body))
     columns = table.select(["variant_id", "trials"]).to_pydict()
     assert dict(zip(columns["variant_id"], columns["trials"], strict=True)) == trials
@@ -377,7 +386,9 @@ def test_metrics_parse_and_count(hats: Running) -> None:
         ("bandolero_decide_seconds_count", 1),
     ):
         assert total(after, name) - total(before, name) == more
-    buckets = [v for k, v in after.items() if k.startswith("bandolero_decide_seconds_b")]
+    buckets = [
+        v for k, v in after.items() if k.startswith("bandolero_decide_seconds_b")
+    ]
     assert buckets == sorted(buckets)
     assert buckets[-1] == total(after, "bandolero_decide_seconds_count")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from service_helpers import linux, short_folder
 
 from bandolero_service.spool import Spool, SpoolFullError, orphans
 from bandolero_service.store import Block
+from service_helpers import linux, short_folder
 
 MAX_BYTES = 1_000_000
 

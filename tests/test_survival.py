@@ -11,6 +11,8 @@ from collections import Counter
 from typing import Any, Self
 
 import pytest
+
+from bandolero.lake.catalog import Lake
 from service_helpers import (
     SLOWER,
     Running,
@@ -23,8 +25,6 @@ from service_helpers import (
     wait_for,
 )
 from traffic import now
-
-from bandolero.lake.catalog import Lake
 
 pytestmark = [needs_server, linux]
 
@@ -60,7 +60,9 @@ class Stream:
         while not self._stop.is_set():
             requests = {"requests": [{"experiment": self._name}] * 10}
             try:
-                answer = self._server.call("POST", "/v1/decide/batch", requests, self._key)
+                answer = self._server.call(
+                    "POST", "/v1/decide/batch", requests, self._key
+                )
             except (OSError, http.client.HTTPException) as error:
                 self.refused.append(repr(error))
                 continue

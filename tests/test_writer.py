@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from log_rows import decision_row, event_row
-from service_helpers import needs_server, short_folder, wait_for
 
 from bandolero.log import EVENTS, write_block
 from bandolero_service import keys
@@ -20,6 +18,8 @@ from bandolero_service.settings import Settings
 from bandolero_service.spool import Spool
 from bandolero_service.store import NO_POSITION, Block, Store, blocks_of
 from bandolero_service.writer import LogWriter
+from log_rows import decision, event_row
+from service_helpers import needs_server, short_folder, wait_for
 
 pytestmark = needs_server
 
@@ -77,9 +77,8 @@ def test_decisions_reach_the_log_in_order_and_are_counted(
     for i, decision_id in enumerate(sent):
         mode = "fallback" if i % 5 == 0 else "explore"
         variant = f"v{i % 2}"
-        row = decision_row(decision_id, mode=mode, variant_id=variant)
-        writer.decided(1, row)
-    writer.decided(2, decision_row("elsewhere"))
+        writer.decided(1, decision(decision_id, mode, variant))
+    writer.decided(2, decision("elsewhere"))
     wait_for(lambda: len(ids(store, "decisions")) == 500)
     assert ids(store, "decisions") == sent
     wait_for(lambda: ids(store, "decisions", 2) == ["elsewhere"])
@@ -124,7 +123,7 @@ def test_stopping_writes_what_is_left(store: Store, settings: Settings) -> None:
     writer.start()
     time.sleep(0.05)
     for i in range(10):
-        writer.decided(1, decision_row(f"d{i}"))
+        writer.decided(1, decision(f"d{i}"))
     told = Told()
     writer.told({1: [event_row("e")]}, told)
     writer.stop()
@@ -146,7 +145,7 @@ def test_an_outage_loses_nothing_and_doubles_nothing(
 
     def send(name: str) -> None:
         for i in range(30):
-            writer.decided(1, decision_row(f"{name}{i}"))
+            writer.decided(1, decision(f"{name}{i}"))
             writer.told({1: [event_row(f"{name}{i}")]}, told)
             time.sleep(0.002)
 
@@ -162,7 +161,9 @@ def test_an_outage_loses_nothing_and_doubles_nothing(
     wait_for(lambda: len(told.failures) == 90)
     wait_for(lambda: writer.spool_bytes == 0 and not writer.store_down)
     writer.stop()
-    expected = [f"{name}{i}" for name in ("before", "while", "after") for i in range(30)]
+    expected = [
+        f"{name}{i}" for name in ("before", "while", "after") for i in range(30)
+    ]
     assert told.failures == [None] * 90
     assert ids(store, "events") == expected
     assert ids(store, "decisions") == expected
@@ -207,7 +208,7 @@ def test_a_full_spool_refuses_events_and_counts_decisions(
     writer.start()
     fragile.stop()
     told = Told()
-    writer.decided(1, decision_row("lost"))
+    writer.decided(1, decision("lost"))
     writer.told({1: [event_row("refused")]}, told)
     wait_for(lambda: len(told.failures) == 1 and writer.dropped == 1)
     assert "bound" in str(told.failures[0])

@@ -86,7 +86,10 @@ def play(server: Running, name: str, tally: Tally, rng: random.Random, n: int) -
 
 
 def _request(name: str, rng: random.Random) -> Any:
-    request: dict[str, Any] = {"experiment": name, "context": {"hour": rng.randrange(24)}}
+    request: dict[str, Any] = {
+        "experiment": name,
+        "context": {"hour": rng.randrange(24)},
+    }
     if rng.random() < 0.2:
         request["eligible"] = rng.sample(["v0", "v1", "v2", "v3"], rng.randrange(2, 4))
     if rng.random() < 0.5:

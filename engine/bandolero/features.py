@@ -1,6 +1,7 @@
 """What is known of a request: context by its schema."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 from bandolero.experiment import CategoricalField, ContextField
@@ -24,7 +25,50 @@ def _value(field: ContextField, given: object) -> str | float:
         if given is None:
             return field.default
         return given if isinstance(given, str) and given in field.levels else OTHER
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if is_number and isfinite(given):  # type: ignore[arg-type]  # a number, see above
-        return float(given)  # type: ignore[arg-type]
-    return field.default
+    return field.default if (number := _number(given)) is None else number
+
+
+def _number(given: object) -> float | None:
+    """A finite number as such; None for anything else."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        return None
+    try:
+        return float(given) if isfinite(given) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
+
+
+def context_encoder(
+    schema: Sequence[ContextField],
+) -> Callable[[Mapping[str, object]], str]:
+    """`known_context` as JSON text, with all that is the same made once."""
+    parts = [_encoded_field(field) for field in schema]
+
+    def encode(given: Mapping[str, object]) -> str:
+        return "{" + ",".join([part(given) for part in parts]) + "}"
+
+    return encode
+
+
+def _encoded_field(field: ContextField) -> Callable[[Mapping[str, object]], str]:
+    """A field of a context as `"name":value`."""
+    name = field.name
+    head = json.dumps(name) + ":"
+    default = head + json.dumps(field.default, ensure_ascii=False)
+    if not isinstance(field, CategoricalField):
+
+        def number(given: Mapping[str, object]) -> str:
+            value = _number(given.get(name))
+            return default if value is None else head + repr(value)
+
+        return number
+    levels = {x: head + json.dumps(x, ensure_ascii=False) for x in field.levels}
+    other = head + json.dumps(OTHER)
+
+    def level(given: Mapping[str, object]) -> str:
+        value = given.get(name)
+        if isinstance(value, str):
+            return levels.get(value, other)
+        return default if value is None else other
+
+    return level

@@ -176,8 +176,7 @@ def decide(
         Arms that may be drawn, ascending, not empty; None for all active ones.
     """
     allocation = snapshot.experiment.allocation
-    numbers = draws(snapshot.key, nonce)
-    draw, held = numbers
+    draw, held = draws(snapshot.key, nonce)
     if unit is not None and (
         allocation.holdout_share > 0.0 or allocation.sticky == "unit"
     ):
@@ -187,8 +186,8 @@ def decide(
     given = snapshot.full if eligible is None else snapshot.distribution(eligible)
     if held < allocation.holdout_share:
         return _draw_holdout(given.eligible, draw)
-    arm, propensity = choose(given.probabilities, given.cumulative, draw)
-    return Drawn(arm, propensity, draw, snapshot.policy.mode)
+    arm = choose(given.cumulative, draw)
+    return Drawn(arm, given.probabilities[arm], draw, snapshot.policy.mode)
 
 
 def rederive(
@@ -215,7 +214,8 @@ def rederive(
         )
     if mode == "holdout":
         return _draw_holdout(given.eligible, draw)
-    return Drawn(*choose(given.probabilities, given.cumulative, draw), draw, mode)
+    arm = choose(given.cumulative, draw)
+    return Drawn(arm, given.probabilities[arm], draw, mode)
 
 
 def _draw_holdout(eligible: tuple[int, ...], draw: float) -> Drawn:

@@ -11,14 +11,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from bandolero import __version__
 from bandolero.draws import NONCE_BYTES
 from bandolero.experiment import ExperimentRecord
-from bandolero.features import known_context
 from bandolero.fold import FALLBACK
-from bandolero.snapshot import Distribution, Drawn, decide
+from bandolero.snapshot import Drawn, decide
 from bandolero_service.errors import ApiError, unknown_experiment
-from bandolero_service.ids import DecisionId
+from bandolero_service.record import Decision, Outcome, outcome_of
 from bandolero_service.views import View, Views
 from bandolero_service.writer import LogWriter
 
@@ -46,7 +44,6 @@ class Decider:
         self._writer = writer
         self._pool = b""
         self._used = 0
-        self._encode = msgspec.json.Encoder().encode
 
     def answer(self, tenant: str, request: DecideRequest) -> bytes:
         """Decide and give the JSON of the answer.
@@ -76,81 +73,43 @@ class Decider:
             drawn = Drawn(_fallback_arm(view, eligible), 1.0, 0.0, FALLBACK)
         else:
             drawn = decide(view.snapshot, nonce, unit, eligible)
-        at_ms = time.time_ns() // 1_000_000
         snapshot = view.snapshot
+        at_ms = time.time_ns() // 1_000_000
         decision_id = view.signer.mint(
-            DecisionId(
-                view.shard, snapshot.key, at_ms, snapshot.version, drawn.arm, nonce
-            )
+            view.shard, snapshot.key, at_ms, snapshot.version, drawn.arm, nonce
         )
-        serving = "cold" if snapshot.version == 0 else self.serving
+        outcome = self._outcome(view, drawn, eligible)
         if request.consent != "none":
-            row = self._row(view, request, drawn, decision_id, at_ms, eligible, serving)
-            self._writer.decided(view.shard, row)
-        self.by_mode[drawn.mode, serving] += 1
-        return (
-            b'{"decision_id":"%b",%b,"propensity":%b,"snapshot_version":%d,"mode":"%b","serving":"%b","fallback":%b}'
-            % (
-                decision_id.encode(),
-                view.answers[drawn.arm],
-                repr(drawn.propensity).encode(),
-                snapshot.version,
-                drawn.mode.encode(),
-                serving.encode(),
-                b"true" if drawn.mode == FALLBACK else b"false",
+            pseudonym = None if unit is None else view.signer.pseudonym(unit)
+            context = self._context(view, request.context)
+            self._writer.decided(
+                view.shard,
+                Decision(outcome, decision_id, pseudonym, at_ms, drawn.draw, context),
             )
-        )
+        self.by_mode[outcome.mode_and_serving] += 1
+        return b'{"decision_id":"' + decision_id + outcome.tail
 
-    @property
-    def serving(self) -> str:
-        """`live`, or `stale` when the store has not been seen for a while."""
-        return "stale" if self._views.stale else "live"
+    def _outcome(
+        self, view: View, drawn: Drawn, eligible: tuple[int, ...] | None
+    ) -> Outcome:
+        """The outcome of a draw; remembered where it is from the snapshot's own set."""
+        serving = "stale" if self._views.stale else "live"
+        if view.snapshot.version == 0:
+            serving = "cold"
+        if eligible is not None:
+            return outcome_of(view, drawn, eligible, serving)
+        key = (drawn.arm, drawn.mode, serving)
+        outcome = view.outcomes.get(key)
+        if outcome is None:
+            outcome = outcome_of(view, drawn, None, serving)
+            view.outcomes[key] = outcome
+        return outcome
 
-    def _row(
-        self,
-        view: View,
-        request: DecideRequest,
-        drawn: Drawn,
-        decision_id: str,
-        at_ms: int,
-        eligible: tuple[int, ...] | None,
-        serving: str,
-    ) -> tuple[Any, ...]:
-        """The decision as a row of `bandolero.log.DECISIONS`."""
-        record, snapshot = view.record, view.snapshot
-        unit = request.unit if request.consent == "full" else None
-        told = _told(view, drawn, eligible)
-        return (
-            record.tenant,
-            decision_id,
-            record.spec.experiment,
-            snapshot.spec_version,
-            __version__,
-            view.variant_id(drawn.arm),
-            None if unit is None else view.signer.pseudonym(unit),
-            at_ms,
-            snapshot.version,
-            *told[:1],
-            drawn.draw,
-            drawn.propensity,
-            *told[1:],
-            drawn.mode,
-            serving,
-            self._context(record, request.context),
-        )
-
-    def _context(
-        self, record: ExperimentRecord, given: dict[str, Any] | None
-    ) -> str | None:
+    def _context(self, view: View, given: dict[str, Any] | None) -> str | None:
         """The declared fields as JSON; undeclared ones are counted."""
-        schema = record.spec.context
-        known = known_context(schema, given or {})
-        if given and not given.keys() <= known.keys():
+        if given and not given.keys() <= view.context_names:
             self.ignored["context"] += 1
-        if not schema:
-            return None
-        encoded: bytes = self._encode(known)
-        return encoded.decode()
+        return view.encode_context(given or {}) if view.context_names else None
 
     def _narrowed(self, view: View, wanted: list[str]) -> tuple[int, ...]:
         """Active arms among those wanted; unknown and retired ids are counted."""
@@ -169,27 +128,6 @@ class Decider:
         nonce = self._pool[self._used : self._used + NONCE_BYTES]
         self._used += NONCE_BYTES
         return nonce
-
-
-def _told(
-    view: View, drawn: Drawn, eligible: tuple[int, ...] | None
-) -> tuple[list[str] | None, list[float] | None, str | None]:
-    """What a record says of its distribution: eligible, probabilities, rule.
-
-    All null when it is the snapshot's own. A holdout, a narrowed set and a snapshot that
-    was never published (cold) say it in full.
-    """
-    snapshot = view.snapshot
-    if drawn.mode == FALLBACK:
-        return [view.variant_id(drawn.arm)], [1.0], None
-    if eligible is None and drawn.mode != "holdout" and snapshot.version > 0:
-        return None, None, None
-    given: Distribution
-    given = snapshot.full if eligible is None else snapshot.distribution(eligible)
-    ids = [view.variant_id(arm) for arm in given.eligible]
-    if drawn.mode == "holdout":
-        return ids, [drawn.propensity] * len(ids), None
-    return ids, [given.probabilities[arm] for arm in given.eligible], given.rule
 
 
 def _fallback_arm(view: View, eligible: tuple[int, ...] | None) -> int:

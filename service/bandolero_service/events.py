@@ -15,9 +15,9 @@ import msgspec
 
 from bandolero_service.errors import ApiError, field_named_in
 from bandolero_service.ids import DecisionId, ForgedIdError
+from bandolero_service.record import Row
 from bandolero_service.settings import Settings
 from bandolero_service.views import Views
-from bandolero_service.writer import Row
 
 MAX_EVENTS = 1000
 MAX_ID_CHARACTERS = 128

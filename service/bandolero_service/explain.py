@@ -197,7 +197,7 @@ def _drawn_again(
 def _from_recorded(row: dict[str, Any], eligible: tuple[int, ...]) -> Drawn:
     """A cold decision: its snapshot was never published, its record says it all."""
     shares = row["probabilities"]
-    place, _ = choose(shares, cumulative(pa.array(shares).to_numpy()), row["draw"])
+    place = choose(cumulative(pa.array(shares).to_numpy()), row["draw"])
     return Drawn(eligible[place], row["propensity"], row["draw"], row["mode"])
 
 

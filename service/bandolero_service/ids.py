@@ -40,12 +40,16 @@ class Signer:
 
     def __init__(self, secret: bytes, tenant: str, key_id: int = 0) -> None:
         self._key_id = key_id
-        self._mac_key = derive(secret, b"decision-id", tenant)
-        self._unit_key = derive(secret, b"unit", tenant)
+        mac_key = derive(secret, b"decision-id", tenant)
+        unit_key = derive(secret, b"unit", tenant)
+        # Hashers that have taken in their key; a copy costs half of a new one.
+        self._mac = blake2b(digest_size=MAC_BYTES, key=mac_key)
+        self._unit = blake2b(digest_size=12, key=unit_key)
 
-    def mint(self, decision: DecisionId) -> str:
-        """The signed id of a decision."""
-        shard, key, at_ms, version, arm, nonce = decision
+    def mint(
+        self, shard: int, key: bytes, at_ms: int, version: int, arm: int, nonce: bytes
+    ) -> bytes:
+        """The signed id of a decision; the arguments are the fields of `DecisionId`."""
         body = _LAYOUT.pack(
             FORMAT,
             self._key_id,
@@ -57,9 +61,8 @@ class Signer:
             arm,
             nonce,
         )
-        mac = blake2b(body, digest_size=MAC_BYTES, key=self._mac_key).digest()
-        text = binascii.b2a_base64(body + mac, newline=False)
-        return text.translate(_TO_URL).decode("ascii")
+        text = binascii.b2a_base64(body + self._mac_of(body), newline=False)
+        return text.translate(_TO_URL)
 
     def read(self, decision_id: str) -> DecisionId:
         """Check and read an id.
@@ -75,8 +78,8 @@ class Signer:
         except (UnicodeEncodeError, binascii.Error):
             raise ForgedIdError("decision_id is not one of ours.") from None
         body, mac = data[:-MAC_BYTES], data[-MAC_BYTES:]
-        expected = blake2b(body, digest_size=MAC_BYTES, key=self._mac_key).digest()
-        if len(decision_id) != ID_CHARACTERS or not compare_digest(mac, expected):
+        good = compare_digest(mac, self._mac_of(body))
+        if len(decision_id) != ID_CHARACTERS or not good:
             raise ForgedIdError("decision_id is not one of ours.")
         _, _, shard, key, high, low, version, arm, nonce = _LAYOUT.unpack(body)
         return DecisionId(shard, key, (high << 32) | low, version, arm, nonce)
@@ -84,7 +87,14 @@ class Signer:
     def pseudonym(self, unit: str) -> str:
         """What is stored of a unit: a keyed hash."""
         name = unit.encode("utf-8", "surrogatepass")
-        return blake2b(name, digest_size=12, key=self._unit_key).hexdigest()
+        hasher = self._unit.copy()
+        hasher.update(name)
+        return hasher.hexdigest()
+
+    def _mac_of(self, body: bytes) -> bytes:
+        hasher = self._mac.copy()
+        hasher.update(body)
+        return hasher.digest()
 
 
 def derive(secret: bytes, purpose: bytes, tenant: str) -> bytes:

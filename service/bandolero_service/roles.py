@@ -10,9 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store, StoreDownError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,25 @@ def listen(host: str, port: int) -> socket.socket:
     return server
 
 
+def server_config(app: Callable[..., Any]) -> "uvicorn.Config":
+    """How an API worker serves: uvloop, httptools, and headers that say nothing."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        server_header=False,
+        date_header=False,
+    )
+
+
 def _check_durability(store: Store) -> None:
     promised = store.durability()
     policy = promised.get("maxmemory-policy", "noeviction")
@@ -103,23 +126,10 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     views.start()
     writer.start()
     app = create_app(store, Lake(settings.lake_url), views, writer, settings)
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-        server_header=False,
-        date_header=False,
-    )
     gc.collect()
     gc.freeze()
     log.info("worker %d is ready", os.getpid())
-    uvicorn.Server(config).run(sockets=[server_socket])
+    uvicorn.Server(server_config(app)).run(sockets=[server_socket])
     writer.stop()
     views.stop()
     store.close()

@@ -9,12 +9,14 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bandolero.codec import DamagedBytesError
 from bandolero.draws import NONCE_BYTES
 from bandolero.experiment import ExperimentRecord
+from bandolero.features import context_encoder
 from bandolero.policies import policy_of
 from bandolero.snapshot import (
     Snapshot,
@@ -39,6 +41,7 @@ class View:
     """All a worker needs to answer for one experiment.
 
     eligible: None when every arm of the snapshot is active now; else those that are.
+    outcomes: remembered by (arm, mode, serving); see `bandolero_service.record`.
     """
 
     record: ExperimentRecord
@@ -48,6 +51,9 @@ class View:
     eligible: tuple[int, ...] | None = field(init=False)
     arms: dict[str, int] = field(init=False)
     answers: list[bytes] = field(init=False)
+    context_names: frozenset[str] = field(init=False)
+    encode_context: Callable[[Mapping[str, object]], str] = field(init=False)
+    outcomes: dict[tuple[int, str, str], Any] = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive what is looked up per decision."""
@@ -59,6 +65,11 @@ class View:
         variants = self.record.spec.variants
         answers = [_answer_part(self.record.experiment_id, v) for v in variants]
         object.__setattr__(self, "answers", answers)
+        encode = context_encoder(self.record.spec.context)
+        names = frozenset(field.name for field in self.record.spec.context)
+        object.__setattr__(self, "encode_context", encode)
+        object.__setattr__(self, "context_names", names)
+        object.__setattr__(self, "outcomes", {})
 
     def variant_id(self, arm: int) -> str:
         """The id of an arm's variant."""
@@ -78,7 +89,11 @@ class Views:
         self._views: dict[str, View] = {}
         self._by_key: dict[bytes, View] = {}
         self._api_keys: dict[str, ApiKey] = {}
-        self._known_texts: dict[str, ApiKey] = {}
+        self.authorised: dict[tuple[bytes, str], ApiKey] = {}
+        """Keys by (header, scope) that were checked; a new one for every change, so who
+        remembers a check must take the dictionary before it checks."""
+        self.stale = True
+        """Whether the store has not been seen for too long."""
         self._missing: list[float] = []
         self._seen_at = 0.0
         self._stop = threading.Event()
@@ -93,11 +108,6 @@ class Views:
         """Stop watching."""
         self._stop.set()
         self._thread.join()
-
-    @property
-    def stale(self) -> bool:
-        """Whether the store has not been seen for too long."""
-        return time.monotonic() - self._seen_at > STALE_AFTER_S
 
     def view(self, tenant: str, experiment_id: str) -> View | None:
         """The view of a tenant's experiment."""
@@ -122,14 +132,10 @@ class Views:
 
     def api_key(self, text: str) -> ApiKey | None:
         """The key a client sent, if it is one and may be used."""
-        known = self._known_texts.get(text)
-        if known is not None:
-            return known
         key_id = auth.key_id_of(text)
         key = self._api_keys.get(key_id) if key_id else None
         if key is None or not auth.matches(text, key):
             return None
-        self._known_texts[text] = key
         return key
 
     def api_key_now(self, text: str) -> ApiKey | None:
@@ -153,6 +159,7 @@ class Views:
                 self._generations[shard] = generation
         self._refresh_keys()
         self._seen_at = time.monotonic()
+        self.stale = False
 
     def _run(self) -> None:
         while not self._stop.wait(self._settings.poll_interval_s):
@@ -160,6 +167,7 @@ class Views:
                 self.refresh()
                 self._warm_missed_sets()
             except StoreDownError as error:
+                self.stale = time.monotonic() - self._seen_at > STALE_AFTER_S
                 log.debug("%s", error)
             except (
                 Exception
@@ -171,7 +179,7 @@ class Views:
         if generation == self._keys_generation:
             return
         self._api_keys = {key.key_id: key for key in self._store.api_keys()}
-        self._known_texts = {}
+        self.authorised = {}
         self._keys_generation = generation
 
     def _refresh_shard(self, shard: int) -> None:

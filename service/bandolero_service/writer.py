@@ -14,17 +14,16 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
 
 from bandolero.fold import FALLBACK
 from bandolero.log import DECISIONS, EVENTS, write_block
+from bandolero_service.record import Decision, Row
 from bandolero_service.settings import Settings
 from bandolero_service.spool import Spool, SpoolFullError, orphans
 from bandolero_service.store import Block, Store, StoreDownError, name_of
 
 log = logging.getLogger(__name__)
 
-Row = tuple[Any, ...]
 Done = Callable[[str | None], None]
 """Told None when durable, else why not."""
 
@@ -50,7 +49,7 @@ class LogWriter:
             settings.spool_dir, self.writer_id, settings.spool_max_bytes
         )
         self._numbers = {"decisions": 0, "events": 0}
-        self._decisions: deque[tuple[int, Row]] = deque()
+        self._decisions: deque[tuple[int, Decision]] = deque()
         self._events: list[tuple[dict[int, list[Row]], Done]] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -78,9 +77,9 @@ class LogWriter:
         """Whether the last attempt to write failed."""
         return self._down_until > 0.0
 
-    def decided(self, shard: int, row: Row) -> None:
-        """Hand over a decision; a row of `bandolero.log.DECISIONS`."""
-        self._decisions.append((shard, row))
+    def decided(self, shard: int, decision: Decision) -> None:
+        """Hand over a decision."""
+        self._decisions.append((shard, decision))
 
     def told(self, rows: dict[int, list[Row]], done: Done) -> None:
         """Hand over events by shard; `done` is called once they are durable."""
@@ -124,8 +123,8 @@ class LogWriter:
         """What has been handed over by now; a deque, so that no row can slip between."""
         taken: dict[int, list[Row]] = defaultdict(list)
         for _ in range(len(self._decisions)):
-            shard, row = self._decisions.popleft()
-            taken[shard].append(row)
+            shard, decision = self._decisions.popleft()
+            taken[shard].append(decision.row())
         return taken
 
     def _write(self, blocks: list[Block]) -> str | None:

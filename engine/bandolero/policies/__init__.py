@@ -3,7 +3,7 @@
 from typing import Any
 
 from bandolero.experiment import BetaThompsonSpec, Experiment, FixedSpec
-from bandolero.policies.base import Choice, Policy, choose, cumulative, with_floor
+from bandolero.policies.base import Policy, choose, cumulative, with_floor
 from bandolero.policies.beta_thompson import BetaState, BetaThompson
 from bandolero.policies.fixed import Fixed, SplitState
 from bandolero.policies.uniform import Uniform
@@ -31,7 +31,6 @@ __all__ = [
     "STATES",
     "BetaState",
     "BetaThompson",
-    "Choice",
     "Fixed",
     "Policy",
     "SplitState",

@@ -7,7 +7,7 @@ propensity is the very number the draw used.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +53,6 @@ class Policy(Protocol[State]):
         ...
 
 
-class Choice(NamedTuple):
-    """A drawn arm, and the probability it was drawn with."""
-
-    arm: int
-    propensity: float
-
-
 def with_floor(weights: Floats, min_share: float) -> Floats:
     """Lift every probability to a floor and keep the sum: p = f + (1 - n f) w, (n,).
 
@@ -77,22 +70,17 @@ def cumulative(probabilities: Floats) -> list[float]:
     return [float(x) for x in sums]
 
 
-def choose(
-    probabilities: Sequence[float], cumulative: Sequence[float], draw: float
-) -> Choice:
-    """Draw the arm whose stretch of [0, 1) holds `draw`.
+def choose(cumulative: Sequence[float], draw: float) -> int:
+    """The arm whose stretch of [0, 1) holds `draw`.
 
     Parameters
     ----------
-    probabilities
-        (n_arms,), sums to 1.
     cumulative
         (n_arms,), from `cumulative`.
     draw
         In [0, 1).
     """
-    arm = bisect_right(cumulative, draw)
-    return Choice(arm, probabilities[arm])
+    return bisect_right(cumulative, draw)
 
 
 def grow(state: State, fresh: State) -> State:

@@ -23,6 +23,6 @@ class Access:
         """A dependency: the caller's key, which has one of the scopes."""
 
         def key(authorization: Annotated[str, Header()] = "") -> ApiKey:
-            return authorised(self._views, authorization, *scopes)
+            return authorised(self._views.api_key_now, authorization, *scopes)
 
         return key

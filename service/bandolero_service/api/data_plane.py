@@ -6,7 +6,8 @@ answer of joined bytes. Everything else goes on to the application behind.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, TypeVar
 
@@ -14,17 +15,18 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bandolero_service.decide import Decider, DecideRequest
-from bandolero_service.errors import ApiError, field_named_in, store_down
+from bandolero_service.errors import ApiError, field_named_in
 from bandolero_service.events import EventBatch, EventDesk
 from bandolero_service.settings import Settings
-from bandolero_service.store import ApiKey, StoreDownError
+from bandolero_service.store import ApiKey
 from bandolero_service.views import Views
 from bandolero_service.writer import LogWriter
 
 MAX_BATCH = 1000
 LATENCY_BOUNDS_US = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000)
 _JSON = (b"content-type", b"application/json")
-_MORE_HEADERS = {
+Headers = Sequence[tuple[bytes, bytes]]
+_MORE_HEADERS: dict[int, Headers] = {
     401: [(b"www-authenticate", b"Bearer")],
     405: [(b"allow", b"POST")],
     503: [(b"retry-after", b"1")],
@@ -40,7 +42,7 @@ class DecideBatch(msgspec.Struct, forbid_unknown_fields=True):
 
 
 Answer = tuple[int, bytes]
-Handler = Callable[[ApiKey, bytes], Awaitable[Answer]]
+Handler = Callable[[ApiKey, bytes], Answer | Awaitable[Answer]]
 
 
 class DataPlane:
@@ -76,38 +78,44 @@ class DataPlane:
         if route is None and _announced_bytes(scope) <= self._max_body_bytes:
             await self._app(scope, receive, send)
             return
-        headers = [_JSON]
+        more: Headers = ()
         try:
             if route is None:  # here, because the framework would refuse in plain text
                 raise too_large(self._max_body_bytes)
-            scope_name, handler = route
             if scope["method"] != "POST":
                 raise ApiError(405, "method_not_allowed", "the method must be POST.")
-            key = self._authorised(scope, scope_name)
-            body = await self._body(scope, receive)
-            status, answer = await handler(key, body)
+            key = self._authorised(scope, route[0])
+            message = await receive()
+            body = message.get("body", b"")
+            if message.get("more_body", False) or len(body) > self._max_body_bytes:
+                body = await self._rest(body, receive)
+            answer = route[1](key, body)
+            status, content = answer if isinstance(answer, tuple) else await answer
         except ApiError as error:
-            status, answer = error.status, msgspec.json.encode(error.body())
-            headers += _MORE_HEADERS.get(status, ())
-        except StoreDownError:  # only an API key seen for the first time asks the store
-            status, answer = 503, msgspec.json.encode(store_down().body())
-            headers += _MORE_HEADERS[503]
+            status, content = error.status, msgspec.json.encode(error.body())
+            more = _MORE_HEADERS.get(status, ())
         except Exception:  # a fault of ours must not cut the connection without a word
             log.exception("%s failed", scope["path"])
             fault = ApiError(500, "internal", "something failed on our side.")
-            status, answer = 500, msgspec.json.encode(fault.body())
-        headers.append((b"content-length", b"%d" % len(answer)))
+            status, content = 500, msgspec.json.encode(fault.body())
+        headers = [_JSON, (b"content-length", b"%d" % len(content)), *more]
         start = {"type": "http.response.start", "status": status, "headers": headers}
         await send(start)
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": content})
 
-    async def _decide(self, key: ApiKey, body: bytes) -> Answer:
+    def _decide(self, key: ApiKey, body: bytes) -> Answer:
         began = perf_counter_ns()
-        answer = self.decider.answer(key.tenant, _decoded(self._decode_request, body))
-        self._observe((perf_counter_ns() - began) // 1000)
+        try:
+            request = self._decode_request(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            request = _decoded(self._decode_request, body)  # says what is wrong
+        answer = self.decider.answer(key.tenant, request)
+        us = (perf_counter_ns() - began) // 1000
+        self.latency_sum_us += us
+        self.latency_us[bisect_left(LATENCY_BOUNDS_US, us)] += 1
         return 200, answer
 
-    async def _decide_batch(self, key: ApiKey, body: bytes) -> Answer:
+    def _decide_batch(self, key: ApiKey, body: bytes) -> Answer:
         requests = _decoded(self._decode_batch, body).requests
         if len(requests) > MAX_BATCH:
             message = f"requests has {len(requests)} items, must have <= {MAX_BATCH}."
@@ -146,35 +154,36 @@ class DataPlane:
         return await future
 
     def _authorised(self, scope: Scope, wanted: str) -> ApiKey:
+        """The request's key; one that was checked before is known by its header."""
+        checked = self._views.authorised
         for name, value in scope["headers"]:
             if name == b"authorization":
-                return authorised(self._views, value.decode("latin-1"), wanted)
-        return authorised(self._views, "", wanted)
+                key = checked.get((value, wanted))
+                if key is None:
+                    header = value.decode("latin-1")
+                    key = authorised(self._views.api_key, header, wanted)
+                    checked[value, wanted] = key
+                return key
+        return authorised(self._views.api_key, "", wanted)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _rest(self, body: bytes, receive: Receive) -> bytes:
         """The whole body, refused as soon as it is known to be too large."""
-        body = b""
-        while True:
+        while len(body) <= self._max_body_bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ApiError(400, "disconnected", "the request was cut off.")
             body += bytes(message.get("body", b""))
-            if len(body) > self._max_body_bytes:
-                raise too_large(self._max_body_bytes)
             if not message.get("more_body", False):
-                return body
-
-    def _observe(self, us: int) -> None:
-        self.latency_sum_us += us
-        for i, bound in enumerate(LATENCY_BOUNDS_US):
-            if us <= bound:
-                self.latency_us[i] += 1
-                return
-        self.latency_us[-1] += 1
+                break
+        if len(body) > self._max_body_bytes:
+            raise too_large(self._max_body_bytes)
+        return body
 
 
-def authorised(views: Views, header: str, *scopes: str) -> ApiKey:
-    """The key of an Authorization header, if it has one of the scopes.
+def authorised(
+    find: Callable[[str], ApiKey | None], header: str, *scopes: str
+) -> ApiKey:
+    """The key of an Authorization header, as `find` finds it, if it has a scope.
 
     Raises
     ------
@@ -182,9 +191,7 @@ def authorised(views: Views, header: str, *scopes: str) -> ApiKey:
         401 without a valid key, 403 where the key lacks the scopes.
     """
     kind, _, text = header.partition(" ")
-    key = views.api_key(text) if kind.lower() == "bearer" else None
-    if key is None and kind.lower() == "bearer":
-        key = views.api_key_now(text)
+    key = find(text) if kind.lower() == "bearer" else None
     if key is None:
         message = "Authorization must be 'Bearer KEY' with a valid key."
         raise ApiError(401, "unauthorised", message)
