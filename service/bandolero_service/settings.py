@@ -19,6 +19,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "float": float,
 }
 EMBEDDED = "embedded"
+STORE_URLS = ("redis://", "rediss://", "unix://")
 
 
 class SettingsError(ValueError):
@@ -66,7 +67,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
-    flush_interval_s: float = 0.02
+    flush_interval_s: float = 0.05
     poll_interval_s: float = 0.2
     publish_interval_s: float = 1.0
     archive_interval_s: float = 300.0
@@ -116,6 +117,9 @@ def read_settings(
             values[field.name] = _parse(name, environment[name], field.default)
     values |= {name: value for name, value in given.items() if value is not None}
     settings = replace(Settings(), **values)
+    if settings.store != EMBEDDED and not settings.store.startswith(STORE_URLS):
+        rule = f"must be {EMBEDDED} or a URL: {', '.join(STORE_URLS)}."
+        raise SettingsError(f"store == {settings.store!r}, {rule}")
     if not 1 <= settings.shards <= 1024:
         raise SettingsError(f"shards == {settings.shards}, must be 1 to 1024.")
     if not 1 <= settings.workers <= 256:
