@@ -44,7 +44,7 @@ def test_an_experiment_is_served_while_it_runs(worker: Worker) -> None:
     """A draft and a stopped experiment are 409, an unknown one 404, and nothing is kept."""
     codes = []
     for action in (None, "start", "stop"):
-        worker.put(experiment("hats"), action=action)  # type: ignore[arg-type]
+        worker.put(experiment("hats"), action=action)
         worker.views.refresh()
         try:
             codes.append(worker.decide("hats")["mode"])

@@ -39,7 +39,7 @@ def earned(hats: Running) -> list[Any]:
 
     def settled() -> bool:
         rows = hats.report("hats")
-        return sum(row["trials"] for row in rows.values()) >= len(decisions)
+        return bool(sum(row["trials"] for row in rows.values()) >= len(decisions))
 
     wait_for(settled, 20, "all decisions settle")
     return decisions
@@ -112,7 +112,7 @@ def test_a_click_teaches_and_is_reported(hats: Running, earned: list[Any]) -> No
         drawn = hats.decide_many("hats", 200, consent="contextual")
         explored = [d for d in drawn if d["mode"] == "explore"]
         chosen = sum(d["variant"]["id"] == "v0" for d in explored)
-        return chosen > 0.7 * len(explored)
+        return bool(chosen > 0.7 * len(explored))
 
     wait_for(preferred, 20, "the clicked variant is preferred")
 

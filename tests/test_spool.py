@@ -124,10 +124,10 @@ def test_a_spool_of_the_dead_is_adopted_once(tmp_path: Path) -> None:
 def test_looking_for_orphans_leaves_no_file_open(tmp_path: Path) -> None:
     """However often a writer looks at the spools of the living, it opens no more files."""
     living = Spool(tmp_path, "living", MAX_BYTES)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         assert list(orphans(tmp_path, MAX_BYTES)) == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     living.close()
 
 

@@ -163,8 +163,8 @@ def test_a_zombie_learner_cannot_commit(store: Store) -> None:
     heir = store.take_lease(1, "learner", "heir") or 0
     store.commit(1, heir, "a", Commit("b", {"n": b"heir"}, {}, {}))
     for expected in ("a", "b"):
+        late = Commit("z", {"n": b"late"}, {"n": (9, b"late")}, {"n": {"e": b"l"}})
         with pytest.raises(FencedError, match="FENCED"):
-            late = Commit("z", {"n": b"late"}, {"n": (9, b"late")}, {"n": {"e": b"l"}})
             store.commit(1, zombie, expected, late)
     assert store.cursors(1) == "b"
     assert store.folds(1) == {"n": b"heir"}

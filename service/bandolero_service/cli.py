@@ -16,7 +16,7 @@ from bandolero_service.commands import CommandError, Place, UsageError
 from bandolero_service.embedded import EmbeddedStoreError
 from bandolero_service.errors import ApiError
 from bandolero_service.settings import SettingsError, read_settings
-from bandolero_service.store import StoreDownError
+from bandolero_service.store import RefusedStoreError, StoreDownError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -268,7 +268,13 @@ def main() -> NoReturn:
         for fault in error.faults or [error]:
             sys.stderr.write(f"bandolero: {fault.message}\n")
         sys.exit(1)
-    except (CommandError, StoreDownError, EmbeddedStoreError, LookupError) as error:
+    except (
+        CommandError,
+        StoreDownError,
+        RefusedStoreError,
+        EmbeddedStoreError,
+        LookupError,
+    ) as error:
         _fail(str(error), 1)
     except OSError as error:
         _fail(str(error), 1)

@@ -22,8 +22,14 @@ from bandolero.experiment import (
 )
 from bandolero_service import auth
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
-from bandolero_service.errors import invalid_experiment
-from bandolero_service.experiments import acted, change, checked_spec, put_spec
+from bandolero_service.errors import ApiError, invalid_experiment
+from bandolero_service.experiments import (
+    acted,
+    change,
+    checked_spec,
+    checked_tenant,
+    put_spec,
+)
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store
 
@@ -213,10 +219,13 @@ def create_key(place: Place, tenant: str, scopes: str) -> None:
         if scope not in auth.SCOPES:
             rule = f"must be among {', '.join(auth.SCOPES)}."
             raise UsageError(f"scopes has {scope!r}, {rule}")
-    if not wanted or not tenant or "/" in tenant:
-        raise UsageError(
-            f"tenant == {tenant!r}, scopes == {scopes!r}: both are needed."
-        )
+    if not wanted:
+        rule = f"must name some of {', '.join(auth.SCOPES)}."
+        raise UsageError(f"scopes == {scopes!r}, {rule}")
+    try:
+        checked_tenant(tenant)
+    except ApiError as error:
+        raise UsageError(error.message) from None
     text, key = auth.new_api_key(tenant, wanted)
     with place.store() as store:
         store.put_api_key(key)

@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from bandolero.experiment import (
     Experiment,
     ExperimentRecord,
+    Identifier,
     InvalidExperimentError,
     Status,
     VariantStatus,
@@ -32,7 +35,24 @@ NEXT_STATE: dict[VariantAction, VariantStatus] = {
     "resume": "active",
     "retire": "retired",
 }
+_TENANT: TypeAdapter[str] = TypeAdapter(Identifier)
 Change = Callable[[ExperimentRecord], ExperimentRecord]
+
+
+def checked_tenant(tenant: str) -> str:
+    """A name that a tenant may have.
+
+    Raises
+    ------
+    ApiError
+        422, where it could not be read back from the store.
+    """
+    try:
+        return _TENANT.validate_python(tenant)
+    except ValidationError:
+        rule = "must be 1 to 64 letters, digits, '.', '_' or '-', not beginning with one of these three."
+        message = f"tenant == {tenant[:80]!r}, {rule}"
+        raise ApiError(422, "invalid_tenant", message, "tenant") from None
 
 
 def checked_spec(raw: object, tenant: str, experiment_id: str | None) -> Experiment:
@@ -43,6 +63,7 @@ def checked_spec(raw: object, tenant: str, experiment_id: str | None) -> Experim
     ApiError
         422 with every fault; 403 for another tenant's.
     """
+    checked_tenant(tenant)
     try:
         spec = parse_experiment(raw)
     except InvalidExperimentError as error:

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections import defaultdict, deque
+from contextlib import suppress
 from threading import Event as Flag
 from typing import Any
 
@@ -307,7 +308,8 @@ def run_learner(store: Store, settings: Settings, stop: Flag) -> None:
                 learners.pop(shard, None)
                 log.warning("shard %d is another learner's now: %s", shard, error)
     for shard in learners:
-        store.drop_lease(shard, "learner", owner)
+        with suppress(StoreDownError):  # then it ends by itself
+            store.drop_lease(shard, "learner", owner)
 
 
 def _step_shard(

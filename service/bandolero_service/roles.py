@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bandolero_service.settings import EMBEDDED, Settings
-from bandolero_service.store import Store, StoreDownError
+from bandolero_service.store import RefusedStoreError, Store, StoreDownError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -25,10 +25,6 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 DRAIN_S = 10
 _PR_SET_PDEATHSIG = 1
-
-
-class RefusedStoreError(RuntimeError):
-    """The store is set up in a way that would lose data."""
 
 
 def run_role(role: str, settings: Settings, listen_fd: int | None = None) -> None:
@@ -58,7 +54,7 @@ def open_store(settings: Settings, timeout_s: float) -> Store:
     while True:
         try:
             store.open(settings.shards)
-            _check_durability(store)
+            check_durability(store)
             return store
         except StoreDownError as error:
             log.warning("%s; trying again", error)
@@ -94,7 +90,8 @@ def server_config(app: Callable[..., Any]) -> "uvicorn.Config":
     )
 
 
-def _check_durability(store: Store) -> None:
+def check_durability(store: Store) -> None:
+    """Refuse a store that evicts what it holds; warn of one that may forget it."""
     promised = store.durability()
     policy = promised.get("maxmemory-policy", "noeviction")
     if policy.startswith("allkeys"):
@@ -113,8 +110,6 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     from bandolero_service.views import Views, warm_up
     from bandolero_service.writer import LogWriter
 
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at its end
-    signal.signal(signal.SIGINT, lambda *_: None)
     if listen_fd is None:
         server_socket = listen(settings.host, settings.port)
     else:
@@ -124,12 +119,20 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     writer = LogWriter(store, settings)
     warm_up()
     views.start()
-    writer.start()
     app = create_app(store, Lake(settings.lake_url), views, writer, settings)
+    server = uvicorn.Server(server_config(app))
+
+    def leave(*_: object) -> None:
+        server.should_exit = True
+
+    # Not before: until there is something to flush, a signal may simply end the process.
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    writer.start()
     gc.collect()
     gc.freeze()
     log.info("worker %d is ready", os.getpid())
-    uvicorn.Server(server_config(app)).run(sockets=[server_socket])
+    server.run(sockets=[server_socket])
     writer.stop()
     views.stop()
     store.close()
@@ -138,17 +141,16 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
 def _run_learner(settings: Settings) -> None:
     from bandolero_service.learner import run_learner
 
-    stop = _stop_flag()
-    run_learner(open_store(settings, 5.0), settings, stop)
+    store = open_store(settings, 5.0)
+    run_learner(store, settings, _stop_flag())
 
 
 def _run_archiver(settings: Settings) -> None:
     from bandolero.lake.catalog import Lake
     from bandolero_service.archive import run_archiver
 
-    stop = _stop_flag()
     store = open_store(settings, 5.0)
-    run_archiver(store, Lake(settings.lake_url), settings, stop)
+    run_archiver(store, Lake(settings.lake_url), settings, _stop_flag())
 
 
 def _stop_flag() -> threading.Event:

@@ -29,6 +29,10 @@ class StoreDownError(RuntimeError):
     """The store cannot be reached, or refuses to work."""
 
 
+class RefusedStoreError(RuntimeError):
+    """The store is set up in a way that would lose data."""
+
+
 class FencedError(RuntimeError):
     """Another process has taken over this shard; what we hold is out of date."""
 

@@ -14,14 +14,16 @@ import time
 from dataclasses import dataclass, replace
 
 from bandolero_service.embedded import EmbeddedStore
-from bandolero_service.roles import listen
+from bandolero_service.roles import check_durability, listen
 from bandolero_service.settings import EMBEDDED, Settings
+from bandolero_service.store import Store, StoreDownError
 
 log = logging.getLogger(__name__)
 
 CHECK_S = 0.1
 RESTART_AFTER_S = 0.5
 STOP_TIMEOUT_S = 12.0
+CHECK_TIMEOUT_S = 2.0
 STOP_ORDER = ("api", "learner", "archiver")
 
 
@@ -54,6 +56,8 @@ class Supervisor:
         self._socket = listen(self._settings.host, self._settings.port)
         if self._embedded is not None:
             self._embedded.start()
+        else:
+            _check_given(self._settings)
         try:
             roles = ["api"] * self._settings.workers + ["learner", "archiver"]
             self._children = [self._started(role) for role in roles]
@@ -105,6 +109,23 @@ class Supervisor:
         if self._embedded is not None:
             self._embedded.stop()
         self._socket.close()
+
+
+def _check_given(settings: Settings) -> None:
+    """Refuse a store that would lose data; one that is not there yet is waited for.
+
+    Raises
+    ------
+    bandolero_service.roles.RefusedStoreError
+        Naming the setting, its value and the rule.
+    """
+    store = Store(settings.store, CHECK_TIMEOUT_S)
+    try:
+        check_durability(store)
+    except StoreDownError as error:
+        log.warning("%s; the roles wait for it", error)
+    finally:
+        store.close()
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> None:
