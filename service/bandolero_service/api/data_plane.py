@@ -15,10 +15,10 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bandolero_service.decide import Decider, DecideRequest
-from bandolero_service.errors import ApiError, field_named_in
+from bandolero_service.errors import ApiError, field_named_in, store_down
 from bandolero_service.events import EventBatch, EventDesk
 from bandolero_service.settings import Settings
-from bandolero_service.store import ApiKey
+from bandolero_service.store import ApiKey, StoreDownError
 from bandolero_service.views import Views
 from bandolero_service.writer import LogWriter
 
@@ -84,7 +84,7 @@ class DataPlane:
                 raise too_large(self._max_body_bytes)
             if scope["method"] != "POST":
                 raise ApiError(405, "method_not_allowed", "the method must be POST.")
-            key = self._authorised(scope, route[0])
+            key = self._checked(scope, route[0]) or await self._check(scope, route[0])
             message = await receive()
             body = message.get("body", b"")
             if message.get("more_body", False) or len(body) > self._max_body_bytes:
@@ -94,6 +94,9 @@ class DataPlane:
         except ApiError as error:
             status, content = error.status, msgspec.json.encode(error.body())
             more = _MORE_HEADERS.get(status, ())
+        except StoreDownError:  # only an API key seen for the first time asks the store
+            status, content = 503, msgspec.json.encode(store_down().body())
+            more = _MORE_HEADERS[503]
         except Exception:  # a fault of ours must not cut the connection without a word
             log.exception("%s failed", scope["path"])
             fault = ApiError(500, "internal", "something failed on our side.")
@@ -153,18 +156,19 @@ class DataPlane:
         self._writer.told(rows, done)
         return await future
 
-    def _authorised(self, scope: Scope, wanted: str) -> ApiKey:
-        """The request's key; one that was checked before is known by its header."""
+    def _checked(self, scope: Scope, wanted: str) -> ApiKey | None:
+        """The request's key, where its header was checked before."""
+        return self._views.authorised.get((_authorization(scope), wanted))
+
+    async def _check(self, scope: Scope, wanted: str) -> ApiKey:
+        """Check a header for the first time; a key made a moment ago asks the store."""
         checked = self._views.authorised
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                key = checked.get((value, wanted))
-                if key is None:
-                    header = value.decode("latin-1")
-                    key = authorised(self._views.api_key, header, wanted)
-                    checked[value, wanted] = key
-                return key
-        return authorised(self._views.api_key, "", wanted)
+        header = _authorization(scope)
+        find = self._views.api_key_now
+        text = header.decode("latin-1")
+        key = await asyncio.to_thread(authorised, find, text, wanted)
+        checked[header, wanted] = key
+        return key
 
     async def _rest(self, body: bytes, receive: Receive) -> bytes:
         """The whole body, refused as soon as it is known to be too large."""
@@ -178,6 +182,13 @@ class DataPlane:
         if len(body) > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
         return body
+
+
+def _authorization(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return bytes(value)
+    return b""
 
 
 def authorised(
