@@ -57,7 +57,7 @@ def _answers(url: str) -> bool:
 
 
 def test_the_whole_job_runs_on_a_store_of_ones_own() -> None:
-    """Decide, click, learn, report, replay and refresh over TCP, nothing embedded started."""
+    """Decide, click, learn, report and refresh over TCP, nothing embedded started."""
     with short_folder() as folder, own_store(folder) as url:
         with running_server("--store", url) as server:
             made = cli("keys", "create", "--tenant", "acme", "--store", url)
@@ -73,9 +73,6 @@ def test_the_whole_job_runs_on_a_store_of_ones_own() -> None:
                 "everything settles",
             )
             assert server.report("hats")["v1"]["rewards"] == len(clicks)
-            shown = server.cli("report", "hats", "--store", url, "--format", "csv")
-            assert shown.returncode == 0, shown.stderr
-            assert "v1" in shown.stdout
             refreshed = server.cli("refresh", "--store", url)
             assert refreshed.returncode == 0, refreshed.stderr
             assert not (server.data_dir / "store").exists()
