@@ -181,6 +181,9 @@ def test_accepted_events_survive_the_death_of_a_worker() -> None:
             events = [click(d, d["decision_id"][-20:], at=at) for d in early]
             answer = server.call("POST", "/v1/events", {"events": events}, key)
             assert (answer.status, answer.body["accepted"]) == (202, 50)
+            stranger = server.call("POST", "/v1/decide", {}, "bk_aaaaaaaaaaaa_x")
+            assert stranger.status in {401, 503}  # nobody can say whose key it is
+            assert stranger.body["error"]["code"] in {"unauthorised", "store_down"}
             worker = server.kill("api")
         finally:
             os.kill(store.pid, signal.SIGCONT)
