@@ -71,13 +71,15 @@ def test_a_record_cut_short_ends_the_file(cut: int) -> None:
         os.truncate(spool.path, spool.size - cut)
         assert spool.size >= kept
         assert read(spool) == [block(1), block(2)]
-        spool.discard_rest()
+        spool.drained(kept)
+        spool.set_rest_aside()
         spool.close()
+        assert not spool.path.exists()
 
 
 @given(st.data())
 def test_an_altered_record_ends_the_file(data: st.DataObject) -> None:
-    """A record with any byte changed is not read, and neither is what follows it."""
+    """A record with any byte changed is set aside, and so is what follows it."""
     with short_folder() as folder:
         spool = Spool(folder, "w", MAX_BYTES)
         spool.append([block(1)])
@@ -89,7 +91,9 @@ def test_an_altered_record_ends_the_file(data: st.DataObject) -> None:
         raw[at] ^= data.draw(st.integers(1, 255))
         spool.path.write_bytes(raw)
         assert read(spool) == [block(1)]
-        spool.discard_rest()
+        spool.drained(start)
+        spool.set_rest_aside()
+        assert spool.path.with_suffix(".rest").read_bytes() == bytes(raw[start:])
         spool.close()
 
 

@@ -57,8 +57,10 @@ class EmbeddedStore:
             except OSError:
                 return False
 
-    def start(self) -> None:
+    def start(self, patience_s: float = 0.0) -> None:
         """Start a server of our own and wait until it answers.
+
+        While a command without a server uses the folder, wait for it so long.
 
         Raises
         ------
@@ -66,14 +68,7 @@ class EmbeddedStore:
             When the folder is in use by another server, or the server does not start.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise EmbeddedStoreError(
-                f"{self.folder} is in use by another server."
-            ) from None
+        lock = self._locked(time.monotonic() + patience_s)
         self.socket.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             self._command(), pass_fds=[lock], start_new_session=True, cwd=self.folder
@@ -93,6 +88,20 @@ class EmbeddedStore:
             self.process.wait()
         self.process = None
         self.socket.unlink(missing_ok=True)
+
+    def _locked(self, deadline: float) -> int:
+        """A descriptor that holds the folder's lock."""
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(lock)
+                    message = f"{self.folder} is in use by another server."
+                    raise EmbeddedStoreError(message) from None
+            time.sleep(0.05)
 
     def _await(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -14,8 +14,8 @@ REFRESH_LEASE = "bandolero:refresh"
 
 WRITER_TTL_MS = 7 * 86_400_000
 """How long a writer's last sequence number is remembered after its last block."""
-LEASE_MS = 10_000
-"""How long a lease lives unless renewed."""
+LEASE_MS = 4_000
+"""How long a lease lives unless renewed; safety is the fence's, not the lease's."""
 REFRESH_LEASE_MS = 3_600_000
 
 

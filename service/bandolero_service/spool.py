@@ -7,6 +7,7 @@ short by a crash was never acknowledged and ends the file.
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from struct import Struct
 from zlib import crc32
 
 from bandolero_service.store import Block
+
+log = logging.getLogger(__name__)
 
 _HEAD = Struct("<II")
 
@@ -90,8 +93,20 @@ class Spool:
             os.ftruncate(self._file, 0)
             self._drained = 0
 
-    def discard_rest(self) -> None:
-        """Forget a record that a crash cut short; it was never acknowledged."""
+    def set_rest_aside(self) -> None:
+        """Move what cannot be read to a file beside, and empty the spool.
+
+        A record that a crash cut short was never acknowledged, but one that was damaged
+        later may have been, and so may those behind it: nothing is thrown away.
+        """
+        if self.size == 0:
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._drained)
+            rest = file.read()
+        aside = self.path.with_suffix(".rest")
+        aside.write_bytes(rest)
+        log.warning("%d bytes of a spool cannot be read, kept in %s", len(rest), aside)
         self.drained(self._drained + self.size)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 CHECK_S = 0.1
 RESTART_AFTER_S = 0.5
 STOP_TIMEOUT_S = 12.0
+COMMAND_ENDS_WITHIN_S = 3.0
 CHECK_TIMEOUT_S = 2.0
 STOP_ORDER = ("api", "learner", "archiver")
 
@@ -55,7 +56,7 @@ class Supervisor:
         self._settings.secret_bytes()  # made before the roles look for it
         self._socket = listen(self._settings.host, self._settings.port)
         if self._embedded is not None:
-            self._embedded.start()
+            self._embedded.start(COMMAND_ENDS_WITHIN_S)
         else:
             _check_given(self._settings)
         try:

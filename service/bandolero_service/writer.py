@@ -168,7 +168,7 @@ class LogWriter:
         settings, drained = self._settings, True
         for spool in orphans(settings.spool_dir, settings.spool_max_bytes):
             if drained and (drained := self._drain(spool)):
-                spool.discard_rest()
+                spool.set_rest_aside()
             spool.close()
         return drained
 
