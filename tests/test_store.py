@@ -358,3 +358,17 @@ def test_a_folder_has_one_server_at_a_time(embedded: EmbeddedStore) -> None:
 def test_names_join_tenant_and_experiment() -> None:
     """The name of an experiment in keys is its tenant, a slash and its id."""
     assert name_of("acme", "hats") == "acme/hats"
+
+
+def test_a_lease_renewed_late_keeps_its_fence(store: Store) -> None:
+    """A holder that was slow goes on, unless another took over; then it must load anew."""
+    fence = store.take_lease(1, "learner", "slow")
+    store._redis.delete(keys.lease(1, "learner"))  # as if it had run out
+    assert store.take_lease(1, "learner", "slow") == fence
+    store._redis.delete(keys.lease(1, "learner"))
+    heir = store.take_lease(1, "learner", "heir")
+    assert heir is not None
+    assert heir != fence
+    assert store.take_lease(1, "learner", "slow") is None
+    store.drop_lease(1, "learner", "heir")
+    assert store.take_lease(1, "learner", "slow") == heir + 1

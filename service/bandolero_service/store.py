@@ -177,7 +177,7 @@ class Store:
     def take_lease(self, shard: int, role: str, owner: str) -> int | None:
         """Take or renew a lease; its fence, or None while another holds it."""
         where = [keys.lease(shard, role), keys.meta(shard)]
-        args: list[Any] = [owner, keys.LEASE_MS, f"fence:{role}"]
+        args: list[Any] = [owner, keys.LEASE_MS, role]
         with _down():
             return int(self._scripts["lease"](keys=where, args=args)) or None
 
