@@ -13,9 +13,8 @@ from scipy import stats
 import reference
 from bandolero.inference.compare import compare_means, compare_rates
 from bandolero.inference.lift import lift_of_means, lift_of_rates, ratio_below
-from bandolero.inference.normal import best_of_normals
 from bandolero.inference.sample_ratio import SampleRatio, sample_ratio
-from bandolero.quadrature import best_of
+from bandolero.quadrature import best_of, best_of_normals
 from reference import Kind
 
 Floats = NDArray[np.float64]

@@ -12,10 +12,46 @@ from collections import Counter
 from collections.abc import Mapping
 from math import fsum
 from reprlib import Repr
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bandolero.policy_specs import (
+    PRIOR_PARAMETERS,
+    BetaThompsonSpec,
+    EpsilonGreedySpec,
+    Fault,
+    FixedSpec,
+    GaussianThompsonSpec,
+    GreedySpec,
+    PoissonThompsonSpec,
+    PolicySpec,
+    Prior,
+    TopTwoThompsonSpec,
+    UniformSpec,
+    prior_faults,
+    reward_faults,
+    share_faults,
+)
+
+__all__ = [
+    "BetaThompsonSpec",
+    "EpsilonGreedySpec",
+    "Experiment",
+    "ExperimentRecord",
+    "Fault",
+    "FixedSpec",
+    "GaussianThompsonSpec",
+    "GreedySpec",
+    "InvalidExperimentError",
+    "Objective",
+    "PoissonThompsonSpec",
+    "TopTwoThompsonSpec",
+    "UniformSpec",
+    "load_experiment",
+    "parse_experiment",
+]
 
 MAX_VARIANTS = 1000
 MAX_FILE_BYTES = 1_000_000
@@ -64,32 +100,6 @@ class Metric(_Model):
     guardrail: bool = False
 
 
-class BetaThompsonSpec(_Model):
-    """Thompson sampling for a binary reward; the prior of every variant's rate."""
-
-    kind: Literal["beta_thompson"] = "beta_thompson"
-    prior_alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
-    prior_beta: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
-
-
-class FixedSpec(_Model):
-    """A split by constant weights; variants left out get nothing."""
-
-    kind: Literal["fixed"] = "fixed"
-    weights: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]]
-
-
-class UniformSpec(_Model):
-    """The same probability for every eligible variant."""
-
-    kind: Literal["uniform"] = "uniform"
-
-
-PolicySpec = Annotated[
-    BetaThompsonSpec | FixedSpec | UniformSpec, Field(discriminator="kind")
-]
-
-
 class CategoricalField(_Model):
     """A context field with known levels; unknown ones take the level "other"."""
 
@@ -122,10 +132,14 @@ ContextField = Annotated[
 
 
 class Allocation(_Model):
-    """How traffic is kept honest: floors, a uniform holdout, stickiness by unit."""
+    """How traffic is kept honest: limits, a uniform holdout, stickiness by unit.
+
+    `max_share` is kept where enough variants are eligible; they share evenly else.
+    """
 
     holdout_share: Share = 0.0
     min_share: Share = 0.01
+    max_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     sticky: Literal["none", "unit"] = "none"
 
 
@@ -139,6 +153,7 @@ class Variant(_Model):
     attributes: Annotated[
         dict[Text, Text | int | float | bool], Field(max_length=100)
     ] = Field(default_factory=dict)
+    prior: Prior | None = None
 
 
 class Experiment(_Model):
@@ -160,6 +175,22 @@ class Experiment(_Model):
     def variant_ids(self) -> list[str]:
         """Ids in arm order."""
         return [variant.id for variant in self.variants]
+
+    @property
+    def arm_priors(self) -> tuple[tuple[float, ...] | None, ...]:
+        """Each variant's own prior or its group's, if it has one; () if none has."""
+        by: str | None = getattr(self.policy, "prior_by", None)
+        groups: dict[str, Prior] = getattr(self.policy, "priors", {})
+        names = PRIOR_PARAMETERS.get(self.policy.kind, ())
+        found = [
+            v.prior or groups.get(str(v.attributes.get(by or "")))
+            for v in self.variants
+        ]
+        if not any(found):
+            return ()
+        return tuple(
+            None if p is None else tuple(p.given[name] for name in names) for p in found
+        )
 
     @property
     def control_arm(self) -> int:
@@ -197,13 +228,6 @@ class ExperimentRecord(BaseModel):
             for arm, variant_id in enumerate(self.spec.variant_ids)
             if states.get(variant_id, "active") == "active"
         )
-
-
-class Fault(NamedTuple):
-    """One thing wrong with a specification: where, and which rule it breaks."""
-
-    field: str
-    message: str
 
 
 class InvalidExperimentError(ValueError):
@@ -347,7 +371,8 @@ def _cross_faults(raw: Mapping[str, Any]) -> list[Fault]:
     )
     if isinstance(policy, Mapping):
         faults += _policy_faults(policy, objective, variant_ids)
-    return faults
+        faults += prior_faults(policy, raw.get("variants"))
+    return faults + share_faults(raw.get("allocation"), len(variant_ids))
 
 
 def _policy_faults(
@@ -367,11 +392,7 @@ def _policy_faults(
             message = f"policy.weights sum == {fsum(shares):g}, must be 1."
             faults.append(Fault("policy.weights", message))
     reward = objective.get("reward", "binary") if isinstance(objective, Mapping) else ""
-    if policy.get("kind") == "beta_thompson" and reward in ("value", "count"):
-        rule = "must be 'binary' with policy.kind == 'beta_thompson'."
-        message = f"objective.reward == {reward!r}, {rule}"
-        faults.append(Fault("objective.reward", message))
-    return faults
+    return faults + reward_faults(policy.get("kind"), reward)
 
 
 def _named(items: object, key: str) -> list[str]:

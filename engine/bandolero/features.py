@@ -1,12 +1,24 @@
-"""What is known of a request: context by its schema."""
+"""What is known of a request: context by its schema, and as numbers.
+
+The numbers of a schema, in its order: 1 (the intercept); of a categorical field one per
+level and one for "other", 1 where it is; of a cyclic field the sine and the cosine; a
+numeric field as it is. Numeric fields are best given in units that make them about 1 in
+size: a coefficient's prior is the same for all.
+"""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
-from bandolero.experiment import CategoricalField, ContextField
+import numpy as np
+from numpy.typing import NDArray
+
+from bandolero.experiment import CategoricalField, ContextField, CyclicField
 
 OTHER = "other"
+NUMERIC_MAX = 1e9
+"""Larger features are taken as this large: their squares and sums stay finite."""
 Context = dict[str, str | float]
 
 
@@ -18,6 +30,86 @@ def known_context(
     Undeclared fields are left out; a value of the wrong type counts as missing.
     """
     return {field.name: _value(field, given.get(field.name)) for field in schema}
+
+
+class FeatureMap:
+    """Turns contexts into features; made once per experiment, safe to share.
+
+    Parameters
+    ----------
+    schema
+        The experiment's context fields.
+
+    Examples
+    --------
+    >>> device = CategoricalField(kind="categorical", name="device", levels=["tv", "pc"])
+    >>> hour = CyclicField(kind="cyclic", name="hour", period=24.0)
+    >>> features = FeatureMap([device, hour])
+    >>> features.names
+    ('1', 'device=tv', 'device=pc', 'device=other', 'sin(hour)', 'cos(hour)')
+    >>> features.encode({"device": "pc", "hour": 6}).round(9)
+    array([1., 0., 1., 0., 1., 0.])
+    """
+
+    def __init__(self, schema: Sequence[ContextField]) -> None:
+        self.schema = tuple(schema)
+        names = ["1"]
+        self._parts: list[tuple[ContextField, int, dict[str, int]]] = []
+        for field in self.schema:
+            start = len(names)
+            columns: dict[str, int] = {}
+            if isinstance(field, CategoricalField):
+                levels = dict.fromkeys([*field.levels, OTHER])
+                columns = {level: start + i for i, level in enumerate(levels)}
+                names += [f"{field.name}={level}" for level in levels]
+            elif isinstance(field, CyclicField):
+                names += [f"sin({field.name})", f"cos({field.name})"]
+            else:
+                names.append(field.name)
+            self._parts.append((field, start, columns))
+        self.names = tuple(names)
+
+    @property
+    def n_features(self) -> int:
+        """Length of what `encode` gives."""
+        return len(self.names)
+
+    def encode(self, given: Mapping[str, object]) -> NDArray[np.float64]:
+        """Features of a context, (n_features,), always finite.
+
+        Unknown levels, missing fields and values of a wrong type as `known_context` says.
+        """
+        x = [0.0] * len(self.names)
+        x[0] = 1.0
+        for field, start, columns in self._parts:
+            value = _value(field, given.get(field.name))
+            if columns:
+                x[columns.get(value, columns[OTHER])] = 1.0  # type: ignore[arg-type]  # a level
+            elif isinstance(field, CyclicField):
+                angle = math.tau * math.fmod(float(value), field.period) / field.period
+                x[start], x[start + 1] = math.sin(angle), math.cos(angle)
+            else:
+                x[start] = min(max(float(value), -NUMERIC_MAX), NUMERIC_MAX)
+        return np.array(x)
+
+    def encode_batch(
+        self, contexts: Sequence[Mapping[str, object]]
+    ) -> NDArray[np.float64]:
+        """Features of many contexts, (n_contexts, n_features)."""
+        rows = [self.encode(given) for given in contexts]
+        return np.array(rows).reshape(len(rows), self.n_features)
+
+
+def encode(
+    schema: Sequence[ContextField], context: Mapping[str, object]
+) -> NDArray[np.float64]:
+    """Features of one context, (n_features,); `FeatureMap` for more than one."""
+    return FeatureMap(schema).encode(context)
+
+
+def n_features(schema: Sequence[ContextField]) -> int:
+    """How many features a schema gives, the intercept among them."""
+    return FeatureMap(schema).n_features
 
 
 def _value(field: ContextField, given: object) -> str | float:

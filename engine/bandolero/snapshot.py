@@ -13,7 +13,14 @@ import numpy as np
 from bandolero.codec import pack, unpack
 from bandolero.draws import draws, experiment_key
 from bandolero.experiment import Experiment, ExperimentRecord
-from bandolero.policies import STATES, Policy, choose, cumulative, policy_of, with_floor
+from bandolero.policies import (
+    STATES,
+    Policy,
+    choose,
+    cumulative,
+    policy_of,
+    with_limits,
+)
 from bandolero.policies.base import Floats, Ints
 
 EXACT_COST_US = 1000.0
@@ -286,7 +293,8 @@ def _over_arms(
 ) -> Floats:
     """Policy weights of `arms` with the floor, spread over all arms, (n_arms,)."""
     if policy.mode == "explore":
-        weights = with_floor(weights, experiment.allocation.min_share)
+        limits = experiment.allocation
+        weights = with_limits(weights, limits.min_share, limits.max_share)
     full = np.zeros(len(experiment.variants))
     full[arms] = weights
     return full

@@ -45,9 +45,11 @@ def correction_state(
     if not changes:
         return None
     ids = experiment.variant_ids
-    trials, hits = (
+    trials, hits, micros = (
         np.array([changes.get(i, {}).get(name, 0) for i in ids], dtype=np.int64)
-        for name in ("trials", "hits")
+        for name in ("trials", "hits", "rewards_micros")
     )
-    state: tuple[Any, ...] = policy_of(experiment).correction(len(ids), trials, hits)
+    squared = np.array([changes.get(i, {}).get("rewards_squared", 0.0) for i in ids])
+    policy = policy_of(experiment)
+    state: tuple[Any, ...] = policy.correction(len(ids), trials, hits, micros, squared)
     return state

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
 
 from bandolero.inference.lift import NO_LIFT, Lift, lift_of_means, lift_of_rates
-from bandolero.inference.normal import best_of_normals
-from bandolero.quadrature import beats, best_of
+from bandolero.quadrature import beats, best_of, best_of_normals
 
 Floats = NDArray[np.float64]
 

@@ -7,14 +7,17 @@ propensity is the very number the draw used.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Counts = NDArray[Any]
+"""Counts of trials and rewards: integers; real numbers where a policy forgets."""
 State = TypeVar("State", bound=tuple[NDArray[np.generic], ...])
+Prepared = TypeVar("Prepared", bound=tuple[NDArray[np.generic], ...])
 
 
 @runtime_checkable
@@ -44,12 +47,63 @@ class Policy(Protocol[State]):
         """State with the data of `correction` added; the prior stays."""
         ...
 
-    def correction(self, n_arms: int, trials: Ints, hits: Ints) -> State:
-        """Data alone, as a state: by how much (n_arms,) trials and hits differ."""
+    def correction(
+        self,
+        n_arms: int,
+        trials: Ints,
+        hits: Ints,
+        rewards_micros: Ints | None = None,
+        rewards_squared: Floats | None = None,
+    ) -> State:
+        """Data alone, as a state: differences of the counts, (n_arms,) each.
+
+        Rewards in millionths, their squares in units; without them rewards are binary.
+        """
         ...
 
     def cost_us(self, n_eligible: int) -> float:
         """About how long `probabilities` takes, in microseconds."""
+        ...
+
+
+class ContextualPolicy(Protocol[State, Prepared]):
+    """The protocol of a policy whose probabilities depend on a request's features.
+
+    `prepare` does once per snapshot what does not depend on the request; what it returns
+    is a NamedTuple of arrays, (n_arms, …) each, that is only read.
+    """
+
+    kind: str
+    mode: str
+    n_features: int
+
+    def init(self, n_arms: int) -> State:
+        """State before any data."""
+        ...
+
+    def update(
+        self, state: State, arms: Ints, rewards: Floats, features: Floats
+    ) -> State:
+        """State after trials: arms, rewards (n,), features (n, n_features)."""
+        ...
+
+    def prepare(self, state: State) -> Prepared:
+        """What serving needs of a state."""
+        ...
+
+    def probabilities(self, prepared: Prepared, eligible: Ints, x: Floats) -> Floats:
+        """Probability of each arm of `eligible` competing alone, given x (n_features,)."""
+        ...
+
+    def draw(
+        self,
+        prepared: Prepared,
+        eligible: Ints,
+        x: Floats,
+        u: float,
+        min_share: float = 0.0,
+    ) -> tuple[int, float, Floats]:
+        """Arm, its propensity, and all probabilities with the floor, drawn with `u`."""
         ...
 
 
@@ -61,6 +115,39 @@ def with_floor(weights: Floats, min_share: float) -> Floats:
     """
     floor = min(min_share, 0.5 / len(weights))
     return floor + (1.0 - len(weights) * floor) * weights
+
+
+def with_limits(weights: Floats, min_share: float, max_share: float) -> Floats:
+    """`with_floor`, then no probability above a cap, (n,).
+
+    The cap is c = max(max_share, 1 / n). Mass above it goes to the others in proportion
+    to what they have (evenly where they have nothing), again until none is above: water
+    that overflows the fullest glasses. The sum and the floor stay.
+
+    Examples
+    --------
+    >>> with_limits(np.array([0.7, 0.2, 0.1]), 0.0, 0.5).round(4)
+    array([0.5   , 0.3333, 0.1667])
+    """
+    shares = with_floor(weights, min_share)
+    n = len(shares)
+    cap = max(max_share, 1.0 / n)
+    order = np.argsort(-shares, kind="stable")
+    falling = shares[order]
+    if falling[0] <= cap:
+        return shares
+    # With the m largest at the cap, the others share 1 - m c; the least m that fits.
+    beyond = np.cumsum(falling[::-1])[::-1]
+    for m in range(1, n):
+        left = 1.0 - m * cap
+        if falling[m] * left <= cap * beyond[m]:
+            break
+    else:
+        return np.full(n, 1.0 / n)
+    rest = falling[m:] * (left / beyond[m]) if beyond[m] > 0.0 else left / (n - m)
+    limited = np.full(n, cap)
+    limited[order[m:]] = rest
+    return limited
 
 
 def cumulative(probabilities: Floats) -> list[float]:
@@ -91,3 +178,73 @@ def grow(state: State, fresh: State) -> State:
         merged[: len(old)] = old
         arrays.append(merged)
     return type(fresh)(*arrays)
+
+
+def checked_trials(
+    n_arms: int, n_features: int, arms: Ints, rewards: Floats, features: Floats
+) -> tuple[Ints, Floats, Floats]:
+    """Trials as kernels take them: contiguous, of the right shapes, finite.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    arms = np.ascontiguousarray(arms, np.int64)
+    rewards = np.ascontiguousarray(rewards, np.float64)
+    features = np.ascontiguousarray(features, np.float64)
+    n = arms.size
+    for name, given, shape in (
+        ("arms", arms, (n,)),
+        ("rewards", rewards, (n,)),
+        ("features", features, (n, n_features)),
+    ):
+        if given.shape != shape:
+            raise ValueError(f"{name}.shape == {given.shape}, must be {shape}.")
+    if n and not 0 <= arms.min() <= arms.max() < n_arms:
+        raise ValueError(
+            f"arms in {arms.min()} … {arms.max()}, must be in 0 … {n_arms - 1}."
+        )
+    for name, values in (("rewards", rewards), ("features", features)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has nan or inf in it, must be finite.")
+    return arms, rewards, features
+
+
+def take(state: State, arms: Ints) -> State:
+    """The state of some arms alone."""
+    return type(state)(*(array[arms] for array in state))
+
+
+def prior_arrays(
+    n_arms: int, default: tuple[float, ...], own: Sequence[tuple[float, ...] | None]
+) -> list[Floats]:
+    """An array (n_arms,) for each parameter: the default, or an arm's own prior."""
+    arrays = [np.full(n_arms, value) for value in default]
+    for arm, parameters in enumerate(own[:n_arms]):
+        if parameters is not None:
+            for array, value in zip(arrays, parameters, strict=True):
+                array[arm] = value
+    return arrays
+
+
+def no_counts(n_arms: int, half_life_s: float | None) -> Counts:
+    """Zeros, (n_arms,): integers, or real numbers where counts will shrink."""
+    return np.zeros(n_arms, dtype=np.int64 if half_life_s is None else np.float64)
+
+
+def count(arms: Ints, n_arms: int, weights: Floats | None = None) -> Counts:
+    """How often each arm occurs, or the sum of its weights, (n_arms,)."""
+    return np.bincount(arms, weights, minlength=n_arms)
+
+
+def count_micros(
+    arms: Ints, n_arms: int, rewards: Floats, weights: Floats | None = None
+) -> Counts:
+    """Sum of each arm's rewards in millionths, (n_arms,): exact without weights."""
+    micros = np.rint(rewards * 1e6)
+    if weights is not None:
+        return np.bincount(arms, weights * micros, minlength=n_arms)
+    total = np.zeros(n_arms, dtype=np.int64)
+    np.add.at(total, arms, micros.astype(np.int64))
+    return total

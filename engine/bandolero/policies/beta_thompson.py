@@ -12,28 +12,34 @@ Chapelle & Li (2011), An Empirical Evaluation of Thompson Sampling, section 2.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from bandolero.policies.base import Floats, Ints
+from bandolero.policies.base import (
+    Counts,
+    Floats,
+    Ints,
+    count,
+    no_counts,
+    prior_arrays,
+)
+from bandolero.policies.forgetting import kept
 from bandolero.quadrature import best_of
 
 
 class BetaState(NamedTuple):
-    """Belief about every arm's rate, as a prior and integer counts.
+    """Belief about every arm's rate, as a prior and counts.
 
     Prior and counts are kept apart, so that folding the same data in any order or
-    grouping gives the same bytes.
+    grouping gives the same bytes, and forgetting leads back to the prior.
 
     prior_alpha, prior_beta
         (n_arms,), positive.
     successes, trials
-        (n_arms,), int64, 0 <= successes <= trials.
+        (n_arms,), 0 <= successes <= trials; int64, or float64 with a half-life.
     """
 
     prior_alpha: Floats
     prior_beta: Floats
-    successes: Ints
-    trials: Ints
+    successes: Counts
+    trials: Counts
 
     @property
     def alpha(self) -> Floats:
@@ -43,35 +49,60 @@ class BetaState(NamedTuple):
     @property
     def beta(self) -> Floats:
         """Second parameter of each arm's posterior, (n_arms,)."""
-        return self.prior_beta + (self.trials - self.successes)
+        failures: Counts = self.trials - self.successes
+        return self.prior_beta + failures
 
 
 @dataclass(frozen=True)
 class BetaThompson:
-    """Probability-matching on Beta posteriors; the prior of a rate is Beta(a, b)."""
+    """Probability-matching on Beta posteriors; the prior of a rate is Beta(a, b).
+
+    Parameters
+    ----------
+    prior_alpha, prior_beta
+        Of every arm that has none of its own.
+    half_life_s
+        Data this old count half; None for ever.
+    arm_priors
+        (alpha, beta) by arm, or None.
+    """
 
     prior_alpha: float = 1.0
     prior_beta: float = 1.0
+    half_life_s: float | None = None
+    arm_priors: tuple[tuple[float, ...] | None, ...] = ()
     kind = "beta_thompson"
     mode = "explore"
 
     def init(self, n_arms: int) -> BetaState:
         """Prior and no data."""
-        zeros = np.zeros(n_arms, dtype=np.int64)
-        return BetaState(
-            np.full(n_arms, self.prior_alpha),
-            np.full(n_arms, self.prior_beta),
-            zeros,
-            zeros.copy(),
-        )
+        default = (self.prior_alpha, self.prior_beta)
+        alpha, beta = prior_arrays(n_arms, default, self.arm_priors)
+        none = no_counts(n_arms, self.half_life_s)
+        return BetaState(alpha, beta, none, none.copy())
 
-    def update(self, state: BetaState, arms: Ints, rewards: Floats) -> BetaState:
-        """Count trials, and those with a reward."""
-        n_arms = len(state.trials)
-        hits = np.bincount(arms[rewards > 0.0], minlength=n_arms)
-        trials = np.bincount(arms, minlength=n_arms)
+    def update(
+        self,
+        state: BetaState,
+        arms: Ints,
+        rewards: Floats,
+        weights: Floats | None = None,
+    ) -> BetaState:
+        """Count trials, and those with a reward; with weights, how much each counts."""
+        n_arms, won = len(state.trials), rewards > 0.0
+        hits = count(arms[won], n_arms, None if weights is None else weights[won])
+        trials = count(arms, n_arms, weights)
         return state._replace(
             successes=state.successes + hits, trials=state.trials + trials
+        )
+
+    def decay(self, state: BetaState, elapsed_ms: int) -> BetaState:
+        """The state so much later: counts shrink, and the prior is what stays."""
+        if self.half_life_s is None:
+            return state
+        share = kept(elapsed_ms, self.half_life_s)
+        return state._replace(
+            successes=share * state.successes, trials=share * state.trials
         )
 
     def probabilities(self, state: BetaState, eligible: Ints) -> Floats:
@@ -85,7 +116,14 @@ class BetaThompson:
             trials=state.trials + correction.trials,
         )
 
-    def correction(self, n_arms: int, trials: Ints, hits: Ints) -> BetaState:
+    def correction(
+        self,
+        n_arms: int,
+        trials: Ints,
+        hits: Ints,
+        rewards_micros: Ints | None = None,
+        rewards_squared: Floats | None = None,
+    ) -> BetaState:
         """Differences of the counts; may be negative."""
         return self.init(n_arms)._replace(successes=hits, trials=trials)
 

@@ -44,7 +44,14 @@ class Fixed:
         """Data changes nothing."""
         return state
 
-    def correction(self, n_arms: int, trials: Ints, hits: Ints) -> SplitState:
+    def correction(
+        self,
+        n_arms: int,
+        trials: Ints,
+        hits: Ints,
+        rewards_micros: Ints | None = None,
+        rewards_squared: Floats | None = None,
+    ) -> SplitState:
         """Data changes nothing."""
         return self.init(n_arms)
 

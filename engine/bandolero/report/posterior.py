@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from bandolero.experiment import BetaThompsonSpec, ExperimentRecord
+from bandolero.experiment import ExperimentRecord
 from bandolero.inference.compare import Comparison, compare_means, compare_rates
+from bandolero.policies import BetaState, policy_of
 from bandolero.policies.base import Floats, Ints
 from bandolero.report.counts import Counts
 
@@ -37,10 +38,11 @@ def beta_posterior(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Fl
 
     The prior is the policy's own; Beta(1, 1) where the policy has none.
     """
-    policy = record.spec.policy
-    a, b = 1.0, 1.0
-    if isinstance(policy, BetaThompsonSpec):
-        a, b = policy.prior_alpha, policy.prior_beta
+    n_arms = len(counts.trials)
+    state = policy_of(record.spec).init(n_arms)
+    a, b = np.ones(n_arms), np.ones(n_arms)
+    if isinstance(state, BetaState):
+        a, b = state.prior_alpha, state.prior_beta
     hits = np.clip(counts.rewards, 0.0, counts.trials)
     return a + hits, b + (counts.trials - hits)
 

@@ -1,0 +1,98 @@
+"""LinUCB: the arm with the highest upper confidence bound of a linear regression.
+
+A baseline. The bound moves only when rewards come in, so between two snapshots all traffic
+with the same features goes to one arm: where features are few and rewards late it explores
+in bursts, and without the floor its propensities of 0 leave nothing to evaluate others on.
+Prefer `linear_thompson`.
+
+References
+----------
+Li et al. (2010), A Contextual-Bandit Approach to Personalized News Article
+Recommendation, algorithm 1.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+
+from bandolero.policies.base import Floats, Ints, cumulative, with_floor
+from bandolero.policies.linear_thompson import LinearState, LinearThompson
+from bandolero.policies.normal_choice import (
+    Drawn,
+    Prepared,
+    predictions,
+    quadratic_terms,
+)
+
+
+@dataclass(frozen=True)
+class LinUcb:
+    """All probability on the highest mean + alpha standard deviations; ties evenly.
+
+    Parameters
+    ----------
+    n_features
+        As `bandolero.features.n_features` counts them.
+    alpha
+        Standard deviations of the prediction, the noise's scale in them.
+
+    Examples
+    --------
+    >>> policy = LinUcb(n_features=1)
+    >>> state = policy.update(
+    ...     policy.init(2), np.array([0, 1]), np.array([0.0, 1.0]), np.ones((2, 1))
+    ... )
+    >>> policy.probabilities(policy.prepare(state), np.arange(2), np.ones(1))
+    array([0., 1.])
+    """
+
+    n_features: int
+    alpha: float = 1.0
+    kind = "lin_ucb"
+    mode = "explore"
+
+    @property
+    def regression(self) -> LinearThompson:
+        """The same regression as `linear_thompson`, another rule on top."""
+        return LinearThompson(self.n_features)
+
+    def init(self, n_arms: int) -> LinearState:
+        """Prior and no data."""
+        return self.regression.init(n_arms)
+
+    def update(
+        self, state: LinearState, arms: Ints, rewards: Floats, features: Floats
+    ) -> LinearState:
+        """Add trials; see `LinearThompson.update`."""
+        return self.regression.update(state, arms, rewards, features)
+
+    def add(self, state: LinearState, correction: LinearState) -> LinearState:
+        """Sums of both; the prior stays."""
+        return self.regression.add(state, correction)
+
+    def prepare(self, state: LinearState) -> Prepared:
+        """The posterior as serving needs it, alpha in it."""
+        mean, covariance, noise_variance = self.regression.posterior(state)
+        scale = self.alpha**2 * noise_variance
+        return Prepared(mean, quadratic_terms(scale * covariance))
+
+    def probabilities(self, prepared: Prepared, eligible: Ints, x: Floats) -> Floats:
+        """1 for the arm with the highest bound, shared evenly by ties, (n_eligible,)."""
+        mean, sd = predictions(prepared, eligible, x)
+        bound = mean + sd
+        best = bound == bound.max()
+        return np.asarray(best / np.count_nonzero(best), np.float64)
+
+    def draw(
+        self,
+        prepared: Prepared,
+        eligible: Ints,
+        x: Floats,
+        u: float,
+        min_share: float = 0.0,
+    ) -> Drawn:
+        """Draw an eligible arm with the floor; `u` in [0, 1)."""
+        shares = with_floor(self.probabilities(prepared, eligible, x), min_share)
+        at = bisect_right(cumulative(shares), u)
+        return Drawn(int(eligible[at]), float(shares[at]), shares)

@@ -1,0 +1,253 @@
+"""Thompson sampling with a Bayesian linear regression of the reward for each arm.
+
+Arm k earns r = theta_k' x + noise, theta_k ~ N(prior mean, sigma^2 / prior precision).
+What is learned are sums over trials, so folding them in any order or grouping gives the
+same state (to rounding, 1e-9); the posterior is solved when a snapshot is built.
+
+The scale of exploration comes from the data: sigma^2 is the posterior mean noise variance,
+pooled over arms. The textbook's scale of 1 means noise of one reward unit, and explores
+five times too much where a click is worth 1 and comes in 4 % of trials.
+
+References
+----------
+Agrawal & Goyal (2013), Thompson Sampling for Contextual Bandits with Linear Payoffs,
+section 2.2, algorithm 1. Li et al. (2010), A Contextual-Bandit Approach to Personalized
+News Article Recommendation, section 3.1: disjoint models. Gelman et al. (2013), Bayesian
+Data Analysis, section 14.8: conjugate prior and noise variance.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bandolero._jit import kernel
+from bandolero.policies import normal_choice
+from bandolero.policies.base import Floats, Ints, checked_trials
+from bandolero.policies.normal_choice import (
+    EXPLORATION,
+    Drawn,
+    Prepared,
+    drawn_belief,
+    quadratic_terms,
+)
+
+
+class LinearState(NamedTuple):
+    """Prior, and sums over trials, of each arm; features x, rewards r.
+
+    prior_mean, prior_precision
+        (n_arms, n_features); the latter positive, in trials: a feature's own units apart,
+        it is the number of trials that the prior is worth.
+    gram
+        (n_arms, n_features (n_features + 1) / 2), sums of x_i x_j, i <= j, row by row.
+    moment
+        (n_arms, n_features), sums of x r.
+    squares
+        (n_arms,), sums of r^2.
+    trials
+        (n_arms,), int64.
+    """
+
+    prior_mean: Floats
+    prior_precision: Floats
+    gram: Floats
+    moment: Floats
+    squares: Floats
+    trials: Ints
+
+
+class LinearPosterior(NamedTuple):
+    """Normal posterior of each arm's coefficients.
+
+    mean
+        (n_arms, n_features).
+    covariance
+        (n_arms, n_features, n_features), in units of the noise variance.
+    noise_variance
+        Posterior mean of sigma^2, pooled over arms.
+    """
+
+    mean: Floats
+    covariance: Floats
+    noise_variance: float
+
+
+@dataclass(frozen=True)
+class LinearThompson:
+    """Probability matching on the predictions of one linear regression an arm.
+
+    Parameters
+    ----------
+    n_features
+        As `bandolero.features.n_features` counts them.
+    prior_precision
+        Positive; 1 says that a coefficient is about as large as the noise.
+    noise_variance, noise_trials
+        First guess of the noise variance, worth so many trials; both positive. A click's
+        is at most 1/4.
+    exploration
+        In (0, 1]; see `normal_choice.drawn_belief`.
+
+    Examples
+    --------
+    >>> policy = LinearThompson(n_features=2)
+    >>> X = np.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> trials = np.array([0, 1]), np.array([0.0, 1.0]), X
+    >>> state = policy.update(policy.init(n_arms=2), *trials)
+    >>> prepared = policy.prepare(state)
+    >>> policy.probabilities(prepared, np.arange(2), np.array([1.0, -1.0])).round(3)
+    array([0.5, 0.5])
+    """
+
+    n_features: int
+    prior_mean: float = 0.0
+    prior_precision: float = 1.0
+    noise_variance: float = 0.25
+    noise_trials: float = 1.0
+    exploration: float = EXPLORATION
+    kind = "linear_thompson"
+    mode = "explore"
+
+    def init(self, n_arms: int) -> LinearState:
+        """Prior and no data."""
+        d = self.n_features
+        return LinearState(
+            np.full((n_arms, d), self.prior_mean),
+            np.full((n_arms, d), self.prior_precision),
+            np.zeros((n_arms, d * (d + 1) // 2)),
+            np.zeros((n_arms, d)),
+            np.zeros(n_arms),
+            np.zeros(n_arms, np.int64),
+        )
+
+    def update(
+        self, state: LinearState, arms: Ints, rewards: Floats, features: Floats
+    ) -> LinearState:
+        """Add trials: arms and rewards (n_trials,), features (n_trials, n_features).
+
+        Raises
+        ------
+        ValueError
+            When shapes do not fit, an arm is unknown, or there is nan or inf.
+        """
+        arms, rewards, features = checked_trials(
+            len(state.trials), self.n_features, arms, rewards, features
+        )
+        grown = state._replace(
+            gram=state.gram.copy(),
+            moment=state.moment.copy(),
+            squares=state.squares.copy(),
+            trials=state.trials.copy(),
+        )
+        _accumulate(*grown[2:], arms, rewards, features)
+        return grown
+
+    def observe(self, state: LinearState, arm: int, reward: float, x: Floats) -> None:
+        """Add one trial in place, for a caller that owns the state; inputs unchecked."""
+        _, _, gram, moment, squares, trials = state
+        _observe(gram, moment, squares, trials, arm, reward, x)
+
+    def posterior(self, state: LinearState) -> LinearPosterior:
+        """Solve each arm's regression; O(n_arms n_features^3), once per snapshot.
+
+        sigma^2 = (v0 m0 + sum_k S_k) / (v0 + sum_k n_k), with S_k the sum of squared
+        errors of predicting each trial from those before it, over their variances.
+        """
+        precision = _unpacked(state.gram, self.n_features)
+        at = np.arange(self.n_features)
+        precision[:, at, at] += state.prior_precision
+        # Scaled to a unit diagonal, so that features of any unit lose no digits.
+        scale = 1.0 / np.sqrt(precision[:, at, at])
+        outer = scale[:, :, None] * scale[:, None, :]
+        inverse = np.linalg.inv(precision * outer) * outer
+        covariance = 0.5 * (inverse + inverse.transpose(0, 2, 1))
+        weighted = state.prior_precision * state.prior_mean + state.moment
+        mean = np.einsum("kij,kj->ki", covariance, weighted)
+        prior_squares = np.sum(state.prior_precision * state.prior_mean**2, axis=1)
+        errors = state.squares + prior_squares - np.sum(mean * weighted, axis=1)
+        noise = self.noise_trials * self.noise_variance + np.maximum(errors, 0.0).sum()
+        noise /= self.noise_trials + state.trials.sum()
+        return LinearPosterior(mean, covariance, float(noise))
+
+    def prepare(self, state: LinearState) -> Prepared:
+        """The posterior as serving needs it, with the exploration scale in it."""
+        mean, covariance, noise_variance = self.posterior(state)
+        belief = drawn_belief(covariance, state.prior_precision, self.exploration)
+        return Prepared(mean, quadratic_terms(noise_variance * belief))
+
+    def probabilities(self, prepared: Prepared, eligible: Ints, x: Floats) -> Floats:
+        """Probability that each eligible arm's prediction is the highest, (n_eligible,).
+
+        See `bandolero.policies.normal_choice`: errors, exceptions, source.
+        """
+        return normal_choice.probabilities(prepared, eligible, x)
+
+    def draw(
+        self,
+        prepared: Prepared,
+        eligible: Ints,
+        x: Floats,
+        u: float,
+        min_share: float = 0.0,
+    ) -> Drawn:
+        """Draw an eligible arm in one kernel; see `normal_choice.draw`."""
+        return normal_choice.draw(prepared, eligible, x, u, min_share)
+
+    def add(self, state: LinearState, correction: LinearState) -> LinearState:
+        """Sums of both; the prior stays."""
+        return state._replace(
+            gram=state.gram + correction.gram,
+            moment=state.moment + correction.moment,
+            squares=state.squares + correction.squares,
+            trials=state.trials + correction.trials,
+        )
+
+
+def _unpacked(packed: Floats, d: int) -> Floats:
+    """Symmetric matrices (n_arms, d, d) from their upper triangles."""
+    row, column = np.triu_indices(d)
+    full = np.empty((len(packed), d, d))
+    full[:, row, column] = packed
+    full[:, column, row] = packed
+    return full
+
+
+@kernel
+def _observe(
+    gram: Floats,
+    moment: Floats,
+    squares: Floats,
+    trials: Ints,
+    arm: int,
+    reward: float,
+    x: Floats,
+) -> None:
+    """Add one trial to the sums of its arm."""
+    d, packed, at = x.size, gram[arm], 0
+    for i in range(d):
+        # Slices from 0, since an index that may be negative is not vectorised.
+        row, rest, xi = packed[at : at + d - i], x[i:], x[i]
+        for j in range(rest.size):
+            row[j] += xi * rest[j]
+        at += d - i
+    sums = moment[arm]
+    for i in range(d):
+        sums[i] += reward * x[i]
+    squares[arm] += reward * reward
+    trials[arm] += 1
+
+
+@kernel
+def _accumulate(
+    gram: Floats,
+    moment: Floats,
+    squares: Floats,
+    trials: Ints,
+    arms: Ints,
+    rewards: Floats,
+    features: Floats,
+) -> None:
+    """Add trials, one after the other."""
+    for t in range(arms.size):
+        _observe(gram, moment, squares, trials, arms[t], rewards[t], features[t])

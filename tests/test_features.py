@@ -1,0 +1,101 @@
+"""Contexts become features as their schema says, whatever is sent."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from bandolero.experiment import (
+    CategoricalField,
+    ContextField,
+    CyclicField,
+    NumericField,
+)
+from bandolero.features import (
+    NUMERIC_MAX,
+    FeatureMap,
+    encode,
+    known_context,
+    n_features,
+)
+
+SCHEMA: list[ContextField] = [
+    CategoricalField(kind="categorical", name="device", levels=["tv", "pc"]),
+    CyclicField(kind="cyclic", name="hour", period=24.0, default=12.0),
+    NumericField(kind="numeric", name="age", default=0.5),
+]
+
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["tv", "pc", "other", 10**400]),
+    st.lists(st.integers(), max_size=2),
+)
+
+
+def test_by_hand() -> None:
+    """Intercept, one of three levels, sine and cosine of six o'clock, a number."""
+    x = encode(SCHEMA, {"device": "pc", "hour": 6, "age": 2.5})
+    assert_allclose(x, [1, 0, 1, 0, 1, 0, 2.5], atol=1e-12)
+    assert n_features(SCHEMA) == 7
+    assert FeatureMap(SCHEMA).names[3] == "device=other"
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        ({}, [1, 0, 0, 1, 0, -1, 0.5]),
+        (
+            {"device": "fridge", "hour": "late", "age": math.nan},
+            [1, 0, 0, 1, 0, -1, 0.5],
+        ),
+        ({"device": 3, "hour": True, "age": None}, [1, 0, 0, 1, 0, -1, 0.5]),
+        ({"device": "tv", "hour": 30, "age": -1}, [1, 1, 0, 0, 1, 0, -1]),
+        ({"device": "tv", "hour": -18, "age": 1e300}, [1, 1, 0, 0, 1, 0, NUMERIC_MAX]),
+    ],
+)
+def test_missing_unknown_and_odd(
+    context: dict[str, object], expected: list[float]
+) -> None:
+    """Unknown levels are "other", missing or wrong values the default, hours go round."""
+    assert_allclose(encode(SCHEMA, context), np.array(expected), atol=1e-12)
+
+
+@given(st.dictionaries(st.sampled_from(["device", "hour", "age", "zip"]), anything))
+def test_always_finite_and_of_one_length(context: dict[str, object]) -> None:
+    """Whatever is sent, features are finite, one level is set, and nothing raises."""
+    features = FeatureMap(SCHEMA)
+    x = features.encode(context)
+    assert x.shape == (features.n_features,)
+    assert np.isfinite(x).all()
+    assert x[0] == 1.0
+    assert x[1:4].sum() == 1.0
+    assert x[4] ** 2 + x[5] ** 2 == pytest.approx(1.0)
+    assert_array_equal(x, features.encode(dict(known_context(SCHEMA, context))))
+
+
+def test_a_level_named_other_has_one_column() -> None:
+    """ "other" among the levels is the level that unknown ones take."""
+    field = CategoricalField(kind="categorical", name="d", levels=["other", "tv"])
+    assert FeatureMap([field]).names == ("1", "d=other", "d=tv")
+    assert_array_equal(encode([field], {"d": "fridge"}), [1, 1, 0])
+
+
+def test_batch_is_one_by_one() -> None:
+    """Many contexts are the rows of each; none give no rows of the right width."""
+    features = FeatureMap(SCHEMA)
+    contexts: list[dict[str, object]] = [{"device": "tv"}, {"hour": 3}]
+    rows = features.encode_batch(contexts)
+    assert_array_equal(rows, [features.encode(context) for context in contexts])
+    assert features.encode_batch([]).shape == (0, 7)
+
+
+def test_no_schema_is_the_intercept() -> None:
+    """An experiment without context has one feature."""
+    assert_array_equal(encode([], {"device": "tv"}), [1.0])
