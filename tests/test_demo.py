@@ -294,3 +294,11 @@ def test_queue_of_clicks_ends_at_none() -> None:
         clicks.put(item)
     send_clicks(Scripted(events), clicks, Faults())
     assert [event["decision_id"] for event in events] == ["d1", "d2"]
+
+
+def test_the_repository_is_where_the_demo_looks_for_tests() -> None:
+    """Run from a checkout, the demo finds the repository's own sample."""
+    root = demo_source.REPOSITORY
+    if not (root / "pyproject.toml").exists():
+        pytest.skip("runs against an installed wheel, with no repository around it")
+    assert (root / demo_source.SAMPLE).exists()

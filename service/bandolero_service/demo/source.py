@@ -20,7 +20,7 @@ from bandolero.simulate import (
     synthetic_tests,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ARCHIVE = Path("shared/data/upworthy/tests.parquet")
 SAMPLE = Path("data/sample_tests.parquet")
 MIN_VARIANTS = 3
