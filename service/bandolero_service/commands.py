@@ -192,7 +192,7 @@ def replay(place: Place, experiment_id: str, tenant: str | None) -> None:
         )
     _say(
         f"{_name(record)}: {n:,} decisions of the lake fold to the state of snapshot"
-        f" {version}, bit for bit"
+        f" {version}, {'bit for bit' if found.exact else 'sums to 1e-9'}"
     )
 
 
