@@ -14,7 +14,6 @@ from bandolero.policies import policy_of
 from bandolero.settle import GRACE_MS
 from bandolero.snapshot import Snapshot, snapshot_from_bytes
 
-
 SUMS_AGREE = 1e-9
 
 
@@ -67,7 +66,10 @@ def replay(record: ExperimentRecord, lake: Lake) -> Replay:
         state = policy.add(state, snapshot.correction)
     n_arms = len(snapshot.state[0])
     mine = tuple(array[:n_arms] for array in state)
-    exact = all(np.array_equal(a, b) for a, b in zip(mine, snapshot.state, strict=True))
+    exact = all(
+        np.array_equal(a, b, equal_nan=True)
+        for a, b in zip(mine, snapshot.state, strict=True)
+    )
     return Replay(snapshot, fold, n, agree(mine, snapshot.state), exact, bad)
 
 
@@ -79,7 +81,7 @@ def agree(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
     return all(
         np.array_equal(a, b)
         if np.issubdtype(np.asarray(a).dtype, np.integer)
-        else np.allclose(a, b, rtol=SUMS_AGREE, atol=SUMS_AGREE)
+        else np.allclose(a, b, rtol=SUMS_AGREE, atol=SUMS_AGREE, equal_nan=True)
         for a, b in zip(mine, theirs, strict=True)
     )
 

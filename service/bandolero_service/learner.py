@@ -339,4 +339,5 @@ def _is(rows: pa.Table, record: ExperimentRecord) -> pa.ChunkedArray:
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    pairs = zip(one, other, strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
