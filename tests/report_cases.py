@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from bandolero.epochs import Epoch
 from bandolero.experiment import ExperimentRecord, parse_experiment
-from bandolero.fold import Correction, Epoch
+from bandolero.fold import Correction
 from bandolero.report import Report, build_report
 
 DAY = 20_778

@@ -10,18 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from bandolero.epochs import DAY_MS, Epoch, epoch_key, merge, padded
 from bandolero.experiment import Experiment
-from bandolero.fold import (
-    DAY_MS,
-    Epoch,
-    Fold,
-    advance,
-    epoch_key,
-    grown,
-    init_fold,
-    merge,
-    padded,
-)
+from bandolero.fold import Fold, advance, grown, init_fold
 from bandolero.policies import BetaState
 from strategies import (
     START_MS,
@@ -68,7 +59,7 @@ def image(fold: Fold, *, exactly: bool = True) -> tuple[Any, ...]:
     epochs = {
         key: [
             part.tobytes() if isinstance(part, np.ndarray) else part
-            for part in (epoch if exactly else epoch[:-1])
+            for part in (epoch if exactly else epoch[:-2])
         ]
         for key, epoch in fold.epochs.items()
     }

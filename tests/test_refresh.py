@@ -204,7 +204,7 @@ def live_fold(story: Story) -> Fold:
 
 def corrected(spec: Experiment, state: Any, change: dict[str, dict[str, float]]) -> Any:
     """The state with a correction, as the learner adds it."""
-    policy = policy_of(spec)
+    policy: Any = policy_of(spec)
     trials, hits = (
         np.array([change.get(v, {}).get(name, 0) for v in VARIANTS], np.int64)
         for name in ("trials", "hits")
@@ -228,7 +228,7 @@ def test_correction_makes_live_counts_final(
     arms = np.array([VARIANTS.index(v) for v in decisions["variant_id"].to_pylist()])
     arms = arms.astype(np.int64)[final.row][final.trial]
     rewards = final.reward_micros[final.trial] / 1e6
-    policy = policy_of(story.experiment)
+    policy: Any = policy_of(story.experiment)
     expected = policy.update(policy.init(len(VARIANTS)), arms, rewards)
     live = live_fold(story).state
     got = corrected(story.experiment, live, correction.changes)

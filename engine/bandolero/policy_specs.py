@@ -28,6 +28,11 @@ class Fault(NamedTuple):
 
 
 Text = Annotated[str, Field(max_length=10_000)]
+CONTEXTUAL = ("linear_thompson", "logistic_thompson", "lin_ucb")
+"""Kinds of policy whose probabilities depend on a request's context."""
+STATE_NUMBERS_MAX = 2_000_000
+"""So many numbers a contextual policy's state may have: 16 MB in every snapshot."""
+
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]
 
 
@@ -66,6 +71,7 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "top_two_thompson": ("binary",),
     "poisson_thompson": ("count",),
     "gaussian_thompson": ("value", "count"),
+    "logistic_thompson": ("binary",),
 }
 """Rewards that a kind of policy can learn from; kinds left out learn from any."""
 
@@ -112,6 +118,30 @@ class GaussianThompsonSpec(_ThompsonSpec):
     prior_dof: Annotated[float, Field(ge=1.0, le=1e9)] = 30.0
 
 
+class LinearThompsonSpec(Model):
+    """Thompson sampling on a linear regression of the reward on context."""
+
+    kind: Literal["linear_thompson"]
+    prior_mean: float | None = None
+    prior_precision: Positive | None = None
+
+
+class LogisticThompsonSpec(Model):
+    """Thompson sampling on a logistic regression of a binary reward on context."""
+
+    kind: Literal["logistic_thompson"]
+    covariance: Literal["full", "diagonal"] = "full"
+    prior_intercept: float | None = None
+    prior_variance: Positive | None = None
+
+
+class LinUcbSpec(Model):
+    """The highest upper confidence bound of a linear regression on context."""
+
+    kind: Literal["lin_ucb"]
+    alpha: Annotated[float, Field(ge=0.0, le=1e3)] = 1.0
+
+
 class GreedySpec(Model):
     """Always the highest posterior mean; without a prior mean, that of all data."""
 
@@ -147,6 +177,9 @@ PolicySpec = Annotated[
     | TopTwoThompsonSpec
     | PoissonThompsonSpec
     | GaussianThompsonSpec
+    | LinearThompsonSpec
+    | LogisticThompsonSpec
+    | LinUcbSpec
     | GreedySpec
     | EpsilonGreedySpec
     | FixedSpec
@@ -162,6 +195,18 @@ def reward_faults(kind: object, reward: object) -> list[Fault]:
         return []
     rule = f"must be {_alternatives(allowed)} with policy.kind == {kind!r}."
     return [Fault("objective.reward", f"objective.reward == {reward!r}, {rule}")]
+
+
+def size_faults(kind: str, n_variants: int, n_features: int) -> list[Fault]:
+    """A contextual policy of more variants and features than can be served."""
+    numbers = n_variants * n_features**2
+    if kind not in CONTEXTUAL or numbers <= STATE_NUMBERS_MAX:
+        return []
+    message = (
+        f"context gives {n_features} features for {n_variants} variants, "
+        f"must keep variants * features ** 2 <= {STATE_NUMBERS_MAX:,}."
+    )
+    return [Fault("context", message)]
 
 
 def prior_faults(policy: Mapping[str, Any], variants: object) -> list[Fault]:

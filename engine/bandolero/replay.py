@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Fold, advance, init_fold
+from bandolero.fold import Fold, advance, init_fold, with_correction
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.log import log_ms, log_order
-from bandolero.policies import policy_of
 from bandolero.settle import GRACE_MS
 from bandolero.snapshot import Snapshot, snapshot_from_bytes
 
@@ -60,10 +59,7 @@ def replay(record: ExperimentRecord, lake: Lake) -> Replay:
     """
     snapshot = newest_covered(record, lake)
     fold, n, bad = fold_lake(record, lake, snapshot.folded_to)
-    state = fold.state
-    policy = policy_of(record.spec)
-    if snapshot.correction is not None:
-        state = policy.add(state, snapshot.correction)
+    state = with_correction(record.spec, fold.state, snapshot.correction)
     n_arms = len(snapshot.state[0])
     mine = tuple(array[:n_arms] for array in state)
     exact = all(

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from bandolero.codec import pack, unpack
+from bandolero.epochs import Epoch
 from bandolero.experiment import Experiment
-from bandolero.fold import Epoch
-from bandolero.policies import policy_of
+from bandolero.policies import STATES, ContextualPolicy, policy_of
 from bandolero.snapshot import state_arrays, state_of
 
-_ARRAYS = Epoch._fields[3:]
+_ARRAYS = Epoch._fields[3:-1]
 
 
 def state_to_bytes(state: tuple[Any, ...]) -> bytes:
@@ -20,13 +20,16 @@ def state_to_bytes(state: tuple[Any, ...]) -> bytes:
 
 def state_from_bytes(kind: str, data: bytes) -> tuple[Any, ...]:
     """Read what `state_to_bytes` wrote."""
-    return state_of("state", kind, unpack(data).arrays)
+    return state_of("state", STATES[kind], unpack(data).arrays)
 
 
 def epoch_to_bytes(epoch: Epoch) -> bytes:
     """One epoch of the rollups."""
     header = {"day": epoch.day, "mode": epoch.mode, "versions": list(epoch.versions)}
-    return pack(header, {name: getattr(epoch, name) for name in _ARRAYS})
+    arrays = {name: getattr(epoch, name) for name in _ARRAYS}
+    if epoch.moments is not None:
+        arrays["moments"] = epoch.moments
+    return pack(header, arrays)
 
 
 def epoch_from_bytes(data: bytes) -> Epoch:
@@ -34,15 +37,20 @@ def epoch_from_bytes(data: bytes) -> Epoch:
     header, arrays = unpack(data)
     first, last = header["versions"]
     counts = (arrays[name] for name in _ARRAYS)
-    return Epoch(header["day"], header["mode"], (first, last), *counts)
+    epoch = Epoch(header["day"], header["mode"], (first, last), *counts)
+    return epoch._replace(moments=arrays.get("moments"))
 
 
 def correction_state(
     experiment: Experiment, body: dict[str, Any]
 ) -> tuple[Any, ...] | None:
-    """A published correction as a state to add; None where it changes nothing."""
+    """A published correction as a state to add; None where it changes nothing.
+
+    Nor does it change a contextual policy's state, which is no sum of these measures.
+    """
     changes = body["changes"]
-    if not changes:
+    policy = policy_of(experiment)
+    if not changes or isinstance(policy, ContextualPolicy):
         return None
     ids = experiment.variant_ids
     trials, hits, micros = (
@@ -50,6 +58,5 @@ def correction_state(
         for name in ("trials", "hits", "rewards_micros")
     )
     squared = np.array([changes.get(i, {}).get("rewards_squared", 0.0) for i in ids])
-    policy = policy_of(experiment)
     state: tuple[Any, ...] = policy.correction(len(ids), trials, hits, micros, squared)
     return state

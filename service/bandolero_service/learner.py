@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from bandolero.codec import unpack
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Fold, advance, grown, init_fold
+from bandolero.fold import Fold, advance, grown, init_fold, with_correction
 from bandolero.log import (
     DECISIONS_TABLE,
     EVENTS_TABLE,
@@ -29,7 +29,6 @@ from bandolero.log import (
     log_order,
     read_blocks,
 )
-from bandolero.policies import policy_of
 from bandolero.settle import GRACE_MS, LOST_AFTER_MS
 from bandolero.snapshot import Snapshot, build_snapshot, snapshot_to_bytes
 from bandolero_service import keys
@@ -59,6 +58,9 @@ TICK_S = 1.0
 IDLE_COMMIT_S = 10.0
 MOVED = 0.005
 REPUBLISH_S = 60.0
+REPUBLISH_BY_CONTEXT_S = 4.0
+"""The same where probabilities depend on the context: what has moved is seen for a
+request that says nothing only, so what is learned is served at least this often."""
 HEARTBEAT_S = 1800.0
 """A snapshot is published anew after this long, moved or not, so that the log always
 holds the probabilities of what is being served."""
@@ -207,9 +209,7 @@ class ShardLearner:
             return None
         fold = grown(record.spec, self._folds.get(name) or init_fold(record.spec))
         correction = self._correction(name, record)
-        state = fold.state
-        if correction is not None:
-            state = policy_of(record.spec).add(state, correction)
+        state = with_correction(record.spec, fold.state, correction)
         if last is not None and same_spec and age < HEARTBEAT_S:  # noqa: SIM102
             if _same(last.state, state):
                 return None
@@ -221,7 +221,9 @@ class ShardLearner:
             folded_to=self._windows[record.spec.objective.window_ms],
             correction=correction,
         )
-        if same_spec and last is not None and age < REPUBLISH_S:
+        by_context = snapshot.prepared is not None
+        soon = REPUBLISH_BY_CONTEXT_S if by_context else REPUBLISH_S
+        if same_spec and last is not None and age < soon:
             moved = np.abs(snapshot.probabilities - last.probabilities).max()
             if moved <= MOVED:
                 return None

@@ -14,8 +14,9 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
+from bandolero.epochs import DAY_MS
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import DAY_MS, MEASURES, Correction
+from bandolero.fold import MEASURES, Correction
 from bandolero.inference.priors import BetaPrior, fit_beta_prior
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.settling import EXPERIMENT, closed_decisions, settle_expr

@@ -66,6 +66,7 @@ class Policy(Protocol[State]):
         ...
 
 
+@runtime_checkable
 class ContextualPolicy(Protocol[State, Prepared]):
     """The protocol of a policy whose probabilities depend on a request's features.
 
@@ -75,7 +76,11 @@ class ContextualPolicy(Protocol[State, Prepared]):
 
     kind: str
     mode: str
-    n_features: int
+
+    @property
+    def n_features(self) -> int:
+        """Length of a request's features."""
+        ...
 
     def init(self, n_arms: int) -> State:
         """State before any data."""
