@@ -364,25 +364,26 @@ def test_report_compares_what_all_requests_would_earn() -> None:
         assert row.interval_upper is not None
         assert row.interval_lower < 0.2 < row.interval_upper
         assert row.interval_upper - row.interval_lower < 0.1
-    assert report.verdict != "best"
+    assert one.probability_best is not None
+    assert one.probability_best < 0.9
     assert report.sample_ratio.verdict == "ok"
     assert has_note(report, "weight every trial by 1 / propensity")
 
 
 def test_intervals_cover() -> None:
-    """The interval of v1 covers its 20 % in at least 88 of 100 seeded experiments.
+    """The interval of v1 covers its 20 % in at least 42 of 50 seeded experiments.
 
-    With a coverage of 95 %, fewer come once in 700 sets of seeds.
+    With a coverage of 95 %, fewer come once in 1,300 sets of seeds.
     """
     spec, covered = spec_of(), 0
-    for seed in range(100):
+    for seed in range(50):
         rows = simulated(seed, 600)
         fold = folded(spec, rows, clicks_of(rows, 1000 + seed), [])
         row = report_of(record_of(spec), *fold.epochs.values()).variants[0]
         assert row.interval_lower is not None
         assert row.interval_upper is not None
         covered += row.interval_lower < 0.2 < row.interval_upper
-    assert covered >= 88
+    assert covered >= 42
 
 
 def test_a_leak_is_a_mismatch() -> None:
