@@ -110,7 +110,7 @@ def test_a_state_that_would_not_fit_is_refused() -> None:
     (message,) = faults(policy={"kind": "linear_thompson"}, context=context)
     assert message == (
         "context gives 902 features for 3 variants, "
-        "must keep variants * features ** 2 <= 2,000,000."
+        "must keep variants * features ** 2 <= 250,000."
     )
     assert spec_of({"kind": "beta_thompson"}, context=context).n_features == 902
 

@@ -30,8 +30,8 @@ class Fault(NamedTuple):
 Text = Annotated[str, Field(max_length=10_000)]
 CONTEXTUAL = ("linear_thompson", "logistic_thompson", "lin_ucb")
 """Kinds of policy whose probabilities depend on a request's context."""
-STATE_NUMBERS_MAX = 2_000_000
-"""So many numbers a contextual policy's state may have: 16 MB in every snapshot."""
+STATE_NUMBERS_MAX = 250_000
+"""So many numbers a contextual policy's state may have: a snapshot of it is 2 MB."""
 
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]
 
