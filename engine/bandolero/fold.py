@@ -2,7 +2,8 @@
 
 One fold serves the learner (live, over the log) and `replay` (offline, over the lake).
 Folding the same decisions in any grouping gives the same bytes, because everything
-counted here is an integer.
+counted here is an integer. Sums of real numbers (of values squared, of a policy that
+forgets) agree to 1e-9.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bandolero.experiment import Experiment
-from bandolero.policies import policy_of
+from bandolero.policies import learn, policy_of
 from bandolero.policies.base import Floats, Ints, grow
-from bandolero.settle import Settled, live_cuts, settle
+from bandolero.settle import Settled, closes_ms, live_cuts, settle
 
 DAY_MS = 86_400_000
 FALLBACK = "fallback"
@@ -49,10 +50,15 @@ Vectors = Mapping[int, NDArray[np.float64]]
 
 
 class Fold(NamedTuple):
-    """All that is learned of an experiment: the policy's state and the rollups."""
+    """All that is learned of an experiment: the policy's state and the rollups.
+
+    learned_to_ms: log time the state is as of, when its last trial closed; 0 without
+    trials. Data fade from there (`policies.forgetting.aged`); rollups never do.
+    """
 
     state: tuple[Any, ...]
     epochs: Epochs
+    learned_to_ms: int
 
 
 class Correction(NamedTuple):
@@ -69,7 +75,7 @@ class Correction(NamedTuple):
 
 def init_fold(experiment: Experiment) -> Fold:
     """Nothing learned yet."""
-    return Fold(policy_of(experiment).init(len(experiment.variants)), {})
+    return Fold(policy_of(experiment).init(len(experiment.variants)), {}, 0)
 
 
 def advance(
@@ -99,13 +105,20 @@ def advance(
     rows = learned.take(pa.array(settled.row))
     arms = arms_of(experiment, rows["variant_id"])
     rewards = settled.reward_micros[settled.trial] / 1e6
-    policy = policy_of(experiment)
-    state = policy.update(fold.state, arms[settled.trial], rewards)
+    closed_ms = closes_ms(learned, experiment.objective)[settled.row][settled.trial]
+    state, learned_to_ms = learn(
+        policy_of(experiment),
+        fold.state,
+        fold.learned_to_ms,
+        arms[settled.trial],
+        rewards,
+        closed_ms,
+    )
     epochs = dict(fold.epochs)
     for key, part, epoch in _split_epochs(experiment, rows, vectors):
         counted = _count(epoch, arms, settled, part)
         epochs[key] = merge(epochs[key], counted) if key in epochs else counted
-    return Fold(state, epochs)
+    return Fold(state, epochs, learned_to_ms)
 
 
 def grown(experiment: Experiment, fold: Fold) -> Fold:
