@@ -64,13 +64,16 @@ class Fold(NamedTuple):
 class Correction(NamedTuple):
     """What the live fold of an experiment lacks at a watermark, by variant id.
 
-    changes: for each variant that changed, the differences of `MEASURES`.
+    changes: for each variant that changed, the differences of `MEASURES`. faded: the
+    same where data fade, each trial counting as much as it still does at the watermark;
+    empty where they do not.
     """
 
     tenant_id: str
     experiment_id: str
     watermark_ms: int
     changes: dict[str, dict[str, float]]
+    faded: dict[str, dict[str, float]]
 
 
 def init_fold(experiment: Experiment) -> Fold:
