@@ -47,7 +47,7 @@ class Books:
         data = self.store.folds(self.shard).get(f"acme/{self.name}")
         if data is None:
             return {v: [0, 0] for v in VARIANTS}
-        state: Any = state_from_bytes("beta_thompson", data)
+        state: Any = state_from_bytes("beta_thompson", data)[0]
         return _by_variant(state.trials, state.successes)
 
     def served(self) -> Snapshot:

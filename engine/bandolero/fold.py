@@ -2,8 +2,8 @@
 
 One fold serves the learner (live, over the log) and `replay` (offline, over the lake).
 Folding the same decisions in any grouping gives the same bytes where everything counted
-is an integer, and sums within 1e-9 elsewhere. Logistic states depend on the order of
-trials, which is the log's.
+is an integer. Sums of real numbers (of values squared, of features, of a policy that
+forgets) agree to 1e-9. Logistic states depend on the order of trials: the log's.
 """
 
 import json
@@ -26,9 +26,9 @@ from bandolero.epochs import (
 )
 from bandolero.experiment import Experiment
 from bandolero.features import FeatureMap
-from bandolero.policies import ContextualPolicy, policy_of
+from bandolero.policies import ContextualPolicy, learn, policy_of
 from bandolero.policies.base import Floats, Ints, grow
-from bandolero.settle import Settled, live_cuts, settle
+from bandolero.settle import Settled, closes_ms, live_cuts, settle
 
 FALLBACK = "fallback"
 MEASURES = ("trials", "hits", "impressions", "rewards_micros", "rewards_squared")
@@ -36,27 +36,35 @@ MEASURES = ("trials", "hits", "impressions", "rewards_micros", "rewards_squared"
 
 
 class Fold(NamedTuple):
-    """All that is learned of an experiment: the policy's state and the rollups."""
+    """All that is learned of an experiment: the policy's state and the rollups.
+
+    learned_to_ms: log time the state is as of, when its last trial closed; 0 without
+    trials. Data fade from there (`policies.forgetting.aged`); rollups never do.
+    """
 
     state: tuple[Any, ...]
     epochs: Epochs
+    learned_to_ms: int
 
 
 class Correction(NamedTuple):
     """What the live fold of an experiment lacks at a watermark, by variant id.
 
-    changes: for each variant that changed, the differences of `MEASURES`.
+    changes: for each variant that changed, the differences of `MEASURES`. faded: the
+    same where data fade, each trial counting as much as it still does at the watermark;
+    empty where they do not.
     """
 
     tenant_id: str
     experiment_id: str
     watermark_ms: int
     changes: dict[str, dict[str, float]]
+    faded: dict[str, dict[str, float]]
 
 
 def init_fold(experiment: Experiment) -> Fold:
     """Nothing learned yet."""
-    return Fold(policy_of(experiment).init(len(experiment.variants)), {})
+    return Fold(policy_of(experiment).init(len(experiment.variants)), {}, 0)
 
 
 def advance(
@@ -90,8 +98,17 @@ def advance(
     if isinstance(policy, ContextualPolicy):
         features = _features(experiment, rows.filter(pa.array(settled.trial)))
         state = policy.update(fold.state, arms[settled.trial], rewards, features)
+        learned_to_ms = fold.learned_to_ms
     else:
-        state = policy.update(fold.state, arms[settled.trial], rewards)
+        closes = closes_ms(learned, experiment.objective)[settled.row]
+        state, learned_to_ms = learn(
+            policy,
+            fold.state,
+            fold.learned_to_ms,
+            arms[settled.trial],
+            rewards,
+            closes[settled.trial],
+        )
     epochs = dict(fold.epochs)
     for part, epoch in _split_epochs(experiment, rows, vectors):
         counted = _count(epoch, arms, settled, part)
@@ -100,7 +117,7 @@ def advance(
             counted = counted._replace(moments=moments)
         key = epoch_key(epoch)
         epochs[key] = merge(epochs[key], counted) if key in epochs else counted
-    return Fold(state, epochs)
+    return Fold(state, epochs, learned_to_ms)
 
 
 def grown(experiment: Experiment, fold: Fold) -> Fold:

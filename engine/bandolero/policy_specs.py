@@ -34,6 +34,9 @@ STATE_NUMBERS_MAX = 250_000
 """So many numbers a contextual policy's state may have: a snapshot of it is 2 MB."""
 
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]
+MIN_HALF_LIFE_S = 60.0
+MAX_HALF_LIFE_S = 10 * 31_557_600.0
+HalfLife = Annotated[float, Field(ge=MIN_HALF_LIFE_S, le=MAX_HALF_LIFE_S)]
 
 
 class Prior(Model):
@@ -77,8 +80,13 @@ REWARDS: dict[str, tuple[str, ...]] = {
 
 
 class _ThompsonSpec(Model):
-    """What all Thompson policies on independent posteriors share: priors by group."""
+    """What all Thompson policies on independent posteriors share.
 
+    Priors by group, and the age at which data count half (a minute to ten years; without
+    it they count for ever).
+    """
+
+    half_life_s: HalfLife | None = None
     prior_by: Text | None = None
     priors: Annotated[dict[Text, Prior], Field(max_length=1000)] = {}
 

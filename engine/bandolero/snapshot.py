@@ -74,6 +74,8 @@ class Snapshot:
     ----------
     version
         0 is made by a worker from the prior; the learner counts from 1.
+    created_at_ms
+        Log time that the state is as of: data that fade have faded until then.
     folded_to
         Log id of the last decision block the state holds.
     active

@@ -45,5 +45,9 @@ def _correction(
     if body is None:
         return None
     return Correction(
-        record.tenant, record.experiment_id, body["watermark_ms"], body["changes"]
+        record.tenant,
+        record.experiment_id,
+        body["watermark_ms"],
+        body["changes"],
+        body.get("faded", {}),
     )

@@ -15,7 +15,7 @@ from bandolero.policies.base import (
 from bandolero.policies.beta_thompson import BetaState, BetaThompson
 from bandolero.policies.epsilon_greedy import EpsilonGreedy
 from bandolero.policies.fixed import Fixed, SplitState
-from bandolero.policies.forgetting import Forgetful, learn
+from bandolero.policies.forgetting import Forgetful, aged, learn
 from bandolero.policies.gaussian_thompson import GaussianState, GaussianThompson
 from bandolero.policies.greedy import Greedy, MeanState
 from bandolero.policies.lin_ucb import LinUcb
@@ -105,6 +105,7 @@ __all__ = [
     "SplitState",
     "TopTwoThompson",
     "Uniform",
+    "aged",
     "choose",
     "cumulative",
     "learn",

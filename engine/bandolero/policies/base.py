@@ -50,12 +50,14 @@ class Policy(Protocol[State]):
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> State:
         """Data alone, as a state: differences of the counts, (n_arms,) each.
+
+        Integers, or real numbers where the policy forgets and they have faded.
 
         Rewards in millionths, their squares in units; without them rewards are binary.
         """

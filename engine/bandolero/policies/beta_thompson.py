@@ -119,9 +119,9 @@ class BetaThompson:
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> BetaState:
         """Differences of the counts; may be negative."""

@@ -163,9 +163,9 @@ class GaussianThompson:
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> GaussianState:
         """Differences of the sums; may be negative."""

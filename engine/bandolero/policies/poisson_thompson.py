@@ -129,13 +129,17 @@ class PoissonThompson:
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> GammaState:
         """Differences of the counts; may be negative."""
-        counted = hits if rewards_micros is None else rewards_micros // 1_000_000
+        counted: Counts = hits
+        if rewards_micros is not None:
+            # Whole counts, but for what has faded.
+            fades = self.half_life_s is not None
+            counted = rewards_micros / 1e6 if fades else rewards_micros // 1_000_000
         return self.init(n_arms)._replace(counted=counted, trials=trials)
 
     def cost_us(self, n_eligible: int) -> float:
