@@ -317,16 +317,11 @@ def snapshot_from_bytes(data: bytes) -> Snapshot:
         experiment=experiment,
         active=arrays["active"],
         probabilities=arrays["probabilities"],
-        state=state_of("state", STATES[kind], arrays),
-        correction=_if_there("correction", STATES[kind], arrays),
-        prepared=_if_there("prepared", PREPARED.get(kind), arrays),
+        state=_read("state", STATES[kind], arrays),
+        correction=_read_if_there("correction", STATES[kind], arrays),
+        prepared=_read_if_there("prepared", PREPARED.get(kind), arrays),
         **header,
     )
-
-
-def _if_there(prefix: str, cls: Any, arrays: dict[str, Any]) -> tuple[Any, ...] | None:
-    there = any(name.startswith(f"{prefix}.") for name in arrays)
-    return state_of(prefix, cls, arrays) if there else None
 
 
 def state_arrays(prefix: str, state: tuple[Any, ...]) -> dict[str, Any]:
@@ -335,10 +330,21 @@ def state_arrays(prefix: str, state: tuple[Any, ...]) -> dict[str, Any]:
     return {f"{prefix}.{n}": a for n, a in zip(names, state, strict=True)}
 
 
-def state_of(prefix: str, cls: Any, arrays: dict[str, Any]) -> tuple[Any, ...]:
-    """A state of class `cls` from arrays named as `state_arrays` names them."""
+def state_of(prefix: str, kind: str, arrays: dict[str, Any]) -> tuple[Any, ...]:
+    """The state of a policy kind from arrays named as `state_arrays` names them."""
+    return _read(prefix, STATES[kind], arrays)
+
+
+def _read(prefix: str, cls: Any, arrays: dict[str, Any]) -> tuple[Any, ...]:
     state: tuple[Any, ...] = cls(*(arrays[f"{prefix}.{name}"] for name in cls._fields))
     return state
+
+
+def _read_if_there(
+    prefix: str, cls: Any, arrays: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    there = any(name.startswith(f"{prefix}.") for name in arrays)
+    return _read(prefix, cls, arrays) if there else None
 
 
 def _without_creatives(experiment: Experiment) -> Experiment:

@@ -7,7 +7,7 @@ import numpy as np
 from bandolero.codec import pack, unpack
 from bandolero.epochs import Epoch
 from bandolero.experiment import Experiment
-from bandolero.policies import STATES, ContextualPolicy, aged, policy_of
+from bandolero.policies import ContextualPolicy, aged, policy_of
 from bandolero.snapshot import state_arrays, state_of
 
 _ARRAYS = Epoch._fields[3:-1]
@@ -21,7 +21,7 @@ def state_to_bytes(state: tuple[Any, ...], learned_to_ms: int) -> bytes:
 def state_from_bytes(kind: str, data: bytes) -> tuple[tuple[Any, ...], int]:
     """Read what `state_to_bytes` wrote; 0 where the time was not written yet."""
     header, arrays = unpack(data)
-    return state_of("state", STATES[kind], arrays), header.get("learned_to_ms", 0)
+    return state_of("state", kind, arrays), header.get("learned_to_ms", 0)
 
 
 def epoch_to_bytes(epoch: Epoch) -> bytes:
