@@ -11,7 +11,9 @@ from xml.etree import ElementTree as ET
 import pytest
 
 TUTORIAL = Path(__file__).parents[1] / "engine" / "TUTORIAL.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)
+BLOCK = re.compile(
+    r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL
+)
 
 pytestmark = pytest.mark.skipif(
     not TUTORIAL.is_file(), reason="no source tree beside the tests"
