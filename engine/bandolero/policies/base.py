@@ -109,7 +109,10 @@ class ContextualPolicy(Protocol[State, Prepared]):
         u: float,
         min_share: float = 0.0,
     ) -> tuple[int, float, Floats]:
-        """Arm, its propensity, and all probabilities with the floor, drawn with `u`."""
+        """Arm, its propensity, and the probability of each eligible arm, (n_eligible,).
+
+        Given x (n_features,), with the floor, and drawn with `u` in [0, 1).
+        """
         ...
 
 

@@ -67,7 +67,13 @@ class GaussianState(NamedTuple):
 
 
 class Students(NamedTuple):
-    """Student-t posteriors of the arms' means, (n_arms,) each; scale 0 if unknown."""
+    """Student-t posteriors of the arms' means.
+
+    mean, scale
+        (n_arms,), in units of the reward; scale 0 where nothing is known of it.
+    dof
+        (n_arms,), degrees of freedom.
+    """
 
     mean: Floats
     scale: Floats
