@@ -27,6 +27,7 @@ def tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return TUTORIAL.read_text(encoding="utf-8")
 
 
+@pytest.mark.timeout(300)  # the kernels of three policies may have to be compiled
 def test_every_block_prints_what_the_page_says(tutorial: str, tmp_path: Path) -> None:
     """The blocks run in order, in one namespace, and the plot is an SVG document."""
     names: dict[str, Any] = {}
