@@ -18,7 +18,7 @@ from bandolero.experiment import (
     parse_experiment,
 )
 from bandolero.features import FeatureMap
-from bandolero.fold import Fold, advance, init_fold
+from bandolero.fold import Fold, advance, grown, init_fold
 from bandolero.inference.sample_ratio import sample_ratio_by_moments
 from bandolero.policies import policy_of
 from bandolero.snapshot import (
@@ -37,6 +37,8 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "logistic_thompson"},
     {"kind": "logistic_thompson", "covariance": "diagonal"},
     {"kind": "lin_ucb", "alpha": 0.5},
+    {"kind": "shared_linear_thompson"},
+    {"kind": "factorial_thompson"},
 ]
 every_kind = pytest.mark.parametrize("policy", KINDS, ids=str)
 CONTEXT = [
@@ -45,6 +47,11 @@ CONTEXT = [
 ]
 MOBILE, DESKTOP = {"device": "mobile", "hour": 9}, {"device": "desktop", "hour": 20}
 VARIANTS = ["v1", "v2", "v3"]
+ATTRIBUTES = [
+    {"tone": "calm", "offer": "gift"},
+    {"tone": "loud", "offer": "gift"},
+    {"tone": "calm", "offer": "sale"},
+]
 
 
 def spec_of(policy: dict[str, Any] = KINDS[0], **fields: Any) -> Experiment:
@@ -55,7 +62,10 @@ def spec_of(policy: dict[str, Any] = KINDS[0], **fields: Any) -> Experiment:
         "policy": policy,
         "context": CONTEXT,
         "objective": {"attribution_window_s": 2.0},
-        "variants": [{"id": v} for v in VARIANTS],
+        "variants": [
+            {"id": v, "attributes": a}
+            for v, a in zip(VARIANTS, ATTRIBUTES, strict=True)
+        ],
     }
     return parse_experiment(given | fields)
 
@@ -113,6 +123,40 @@ def test_a_state_that_would_not_fit_is_refused() -> None:
         "must keep variants * features ** 2 <= 250,000."
     )
     assert spec_of({"kind": "beta_thompson"}, context=context).n_features == 902
+
+
+@pytest.mark.parametrize("kind", ["shared_linear_thompson", "factorial_thompson"])
+def test_a_shared_regression_needs_attributes(kind: str) -> None:
+    """Variants without attributes would all be the same to it; too many are too many."""
+    bare = [{"id": "a"}, {"id": "b"}]
+    (message,) = faults(policy={"kind": kind}, variants=bare)
+    assert message == (
+        f"variants have no attributes, must have with policy.kind == '{kind}'."
+    )
+    many = [{"id": f"v{i}", "attributes": {"shop": i}} for i in range(999)]
+    (message,) = faults(policy={"kind": kind}, variants=many, context=CONTEXT[1:])
+    assert message == (
+        "variants.attributes give 1000 effects on 3 features, "
+        "must keep effects * features <= 1,000."
+    )
+
+
+def test_a_variant_added_starts_warm() -> None:
+    """A new combination of known values is predicted by what its values did."""
+    spec = spec_of({"kind": "shared_linear_thompson"})
+    rule: Any = policy_of(spec)
+    arms = np.repeat([0, 1, 2], 300)
+    rewards = (arms == 1).astype(float)  # loud wins, whatever the offer
+    state = rule.update(rule.init(3), arms, rewards, np.ones((900, 1)) * np.eye(6)[0])
+    new = {"id": "v4", "attributes": {"tone": "loud", "offer": "sale"}}
+    raw = spec.model_dump(mode="json")
+    grown_spec = parse_experiment(raw | {"variants": [*raw["variants"], new]})
+    fold = grown(grown_spec, Fold(state, {}, 0))
+    snapshot = build_snapshot(
+        record_of(grown_spec), fold.state, version=1, created_at_ms=0
+    )
+    shares = snapshot.distribution((0, 2, 3)).probabilities
+    assert shares[3] > 0.9
 
 
 @every_kind

@@ -452,3 +452,30 @@ def test_limits_by_hand() -> None:
     assert_allclose(with_limits(weights, 0.0, 0.3), 1 / 3)
     assert_allclose(with_limits(np.array([1.0, 0, 0]), 0.0, 0.5), [0.5, 0.25, 0.25])
     assert with_limits(np.array([1.0]), 0.01, 0.5).tolist() == [1.0]
+
+
+# --- what is refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arms", "rewards", "message"),
+    [
+        ([0], [np.nan], "rewards has nan or inf"),
+        ([0, 1], [1.0, np.inf], "rewards has nan or inf"),
+        ([0], [-np.inf], "rewards has nan or inf"),
+        ([0, 1], [1.0], r"rewards.shape == \(1,\), must be \(2,\)."),
+        ([0], [1.0, 0.0], r"rewards.shape == \(2,\), must be \(1,\)."),
+        ([[0]], [[1.0]], r"arms.shape == \(1, 1\), must be \(1,\)."),
+        ([N_ARMS], [1.0], r"arms in 4 … 4, must be in 0 … 3."),
+        ([-1], [1.0], "arms in -1 … -1"),
+        ([0.5], [1.0], "arms.dtype == float64, must be of integers."),
+    ],
+)
+@pytest.mark.parametrize("policy", [*BINARY[::2], *OTHERS[:-2:2]], ids=repr)
+def test_bad_trials_are_refused(
+    policy: Policy[Any], arms: Any, rewards: Any, message: str
+) -> None:
+    """No nan, infinity, wrong shape or unknown arm gets into a state that learns."""
+    state = policy.init(N_ARMS)
+    with pytest.raises(ValueError, match=message):
+        policy.update(state, np.array(arms), np.array(rewards))

@@ -14,13 +14,16 @@ from math import fsum
 from reprlib import Repr
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bandolero.attributes import FeatureTable, attribute_features, paired_features
 from bandolero.policy_specs import (
     PRIOR_PARAMETERS,
     BetaThompsonSpec,
     EpsilonGreedySpec,
+    FactorialThompsonSpec,
     Fault,
     FixedSpec,
     GaussianThompsonSpec,
@@ -31,6 +34,7 @@ from bandolero.policy_specs import (
     PoissonThompsonSpec,
     PolicySpec,
     Prior,
+    SharedLinearThompsonSpec,
     TopTwoThompsonSpec,
     UniformSpec,
     prior_faults,
@@ -44,6 +48,7 @@ __all__ = [
     "EpsilonGreedySpec",
     "Experiment",
     "ExperimentRecord",
+    "FactorialThompsonSpec",
     "Fault",
     "FixedSpec",
     "GaussianThompsonSpec",
@@ -54,6 +59,7 @@ __all__ = [
     "LogisticThompsonSpec",
     "Objective",
     "PoissonThompsonSpec",
+    "SharedLinearThompsonSpec",
     "TopTwoThompsonSpec",
     "UniformSpec",
     "load_experiment",
@@ -206,6 +212,16 @@ class Experiment(_Model):
         return 1 + sum(len(field.columns) for field in self.context)
 
     @property
+    def attribute_table(self) -> FeatureTable:
+        """Attributes of the variants as the policy sees them; no columns by most."""
+        attributes = [variant.attributes for variant in self.variants]
+        if isinstance(self.policy, SharedLinearThompsonSpec):
+            return attribute_features(attributes)
+        if isinstance(self.policy, FactorialThompsonSpec):
+            return paired_features(attributes)
+        return FeatureTable((), np.empty((len(attributes), 0)))
+
+    @property
     def arm_priors(self) -> tuple[tuple[float, ...] | None, ...]:
         """Each variant's own prior or its group's, if it has one; () if none has."""
         by: str | None = getattr(self.policy, "prior_by", None)
@@ -284,8 +300,12 @@ def parse_experiment(raw: object) -> Experiment:
     if isinstance(raw, Mapping):
         faults += _cross_faults(cast("Mapping[str, Any]", raw))
     if experiment is not None:
-        kind, n_variants = experiment.policy.kind, len(experiment.variants)
-        faults += size_faults(kind, n_variants, experiment.n_features)
+        faults += size_faults(
+            experiment.policy.kind,
+            len(experiment.variants),
+            experiment.n_features,
+            len(experiment.attribute_table.names),
+        )
     if faults or experiment is None:
         raise InvalidExperimentError(faults)
     return experiment

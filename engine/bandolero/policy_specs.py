@@ -28,10 +28,18 @@ class Fault(NamedTuple):
 
 
 Text = Annotated[str, Field(max_length=10_000)]
-CONTEXTUAL = ("linear_thompson", "logistic_thompson", "lin_ucb")
+CONTEXTUAL = (
+    "linear_thompson",
+    "logistic_thompson",
+    "lin_ucb",
+    "shared_linear_thompson",
+    "factorial_thompson",
+)
 """Kinds of policy whose probabilities depend on a request's context."""
 STATE_NUMBERS_MAX = 250_000
 """So many numbers a contextual policy's state may have: a snapshot of it is 2 MB."""
+COEFFICIENTS_MAX = 1000
+"""So many coefficients a shared regression may have: a snapshot of it is 2 MB."""
 
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]
 MIN_HALF_LIFE_S = 60.0
@@ -134,6 +142,22 @@ class LinearThompsonSpec(Model):
     prior_precision: Positive | None = None
 
 
+class SharedLinearThompsonSpec(Model):
+    """One linear regression on context and attributes that all variants share."""
+
+    kind: Literal["shared_linear_thompson"]
+    prior_precision: Positive | None = None
+    effect_precision: Positive | None = None
+
+
+class FactorialThompsonSpec(Model):
+    """The same for combinations of attribute values, pairs of values in it."""
+
+    kind: Literal["factorial_thompson"]
+    prior_precision: Positive | None = None
+    effect_precision: Positive | None = None
+
+
 class LogisticThompsonSpec(Model):
     """Thompson sampling on a logistic regression of a binary reward on context."""
 
@@ -186,6 +210,8 @@ PolicySpec = Annotated[
     | PoissonThompsonSpec
     | GaussianThompsonSpec
     | LinearThompsonSpec
+    | SharedLinearThompsonSpec
+    | FactorialThompsonSpec
     | LogisticThompsonSpec
     | LinUcbSpec
     | GreedySpec
@@ -205,16 +231,31 @@ def reward_faults(kind: object, reward: object) -> list[Fault]:
     return [Fault("objective.reward", f"objective.reward == {reward!r}, {rule}")]
 
 
-def size_faults(kind: str, n_variants: int, n_features: int) -> list[Fault]:
-    """A contextual policy of more variants and features than can be served."""
-    numbers = n_variants * n_features**2
-    if kind not in CONTEXTUAL or numbers <= STATE_NUMBERS_MAX:
+def size_faults(
+    kind: str, n_variants: int, n_features: int, n_columns: int
+) -> list[Fault]:
+    """A contextual policy of more variants, features and effects than can be served."""
+    if kind not in CONTEXTUAL:
         return []
-    message = (
-        f"context gives {n_features} features for {n_variants} variants, "
-        f"must keep variants * features ** 2 <= {STATE_NUMBERS_MAX:,}."
-    )
-    return [Fault("context", message)]
+    faults = []
+    if n_variants * n_features**2 > STATE_NUMBERS_MAX:
+        message = (
+            f"context gives {n_features} features for {n_variants} variants, "
+            f"must keep variants * features ** 2 <= {STATE_NUMBERS_MAX:,}."
+        )
+        faults.append(Fault("context", message))
+    if n_columns == 1:
+        message = (
+            f"variants have no attributes, must have with policy.kind == {kind!r}."
+        )
+        faults.append(Fault("variants", message))
+    if n_columns * n_features > COEFFICIENTS_MAX:
+        message = (
+            f"variants.attributes give {n_columns} effects on {n_features} features, "
+            f"must keep effects * features <= {COEFFICIENTS_MAX:,}."
+        )
+        faults.append(Fault("variants", message))
+    return faults
 
 
 def prior_faults(policy: Mapping[str, Any], variants: object) -> list[Fault]:

@@ -14,6 +14,7 @@ from bandolero.policies.base import (
 )
 from bandolero.policies.beta_thompson import BetaState, BetaThompson
 from bandolero.policies.epsilon_greedy import EpsilonGreedy
+from bandolero.policies.factorial_thompson import FactorialThompson
 from bandolero.policies.fixed import Fixed, SplitState
 from bandolero.policies.forgetting import Forgetful, aged, learn
 from bandolero.policies.gaussian_thompson import GaussianState, GaussianThompson
@@ -23,6 +24,10 @@ from bandolero.policies.linear_thompson import LinearState, LinearThompson
 from bandolero.policies.logistic_thompson import LogisticState, LogisticThompson
 from bandolero.policies.normal_choice import Prepared
 from bandolero.policies.poisson_thompson import GammaState, PoissonThompson
+from bandolero.policies.shared_linear_thompson import (
+    SharedLinearThompson,
+    SharedPrepared,
+)
 from bandolero.policies.top_two_thompson import TopTwoThompson
 from bandolero.policies.uniform import Uniform
 
@@ -41,6 +46,8 @@ CONTEXTUAL_POLICIES: dict[str, Callable[..., ContextualPolicy[Any, Any]]] = {
     "linear_thompson": LinearThompson,
     "logistic_thompson": LogisticThompson,
     "lin_ucb": LinUcb,
+    "shared_linear_thompson": SharedLinearThompson,
+    "factorial_thompson": FactorialThompson,
 }
 """The same, with `n_features` as their first parameter."""
 
@@ -52,6 +59,8 @@ STATES: dict[str, Any] = {
     "linear_thompson": LinearState,
     "logistic_thompson": LogisticState,
     "lin_ucb": LinearState,
+    "shared_linear_thompson": LinearState,
+    "factorial_thompson": LinearState,
     "greedy": MeanState,
     "epsilon_greedy": MeanState,
     "fixed": SplitState,
@@ -59,7 +68,13 @@ STATES: dict[str, Any] = {
 }
 """The state class of each kind of policy, for reading states back."""
 
-PREPARED: dict[str, Any] = dict.fromkeys(CONTEXTUAL_POLICIES, Prepared)
+PREPARED: dict[str, Any] = {
+    "linear_thompson": Prepared,
+    "logistic_thompson": Prepared,
+    "lin_ucb": Prepared,
+    "shared_linear_thompson": SharedPrepared,
+    "factorial_thompson": SharedPrepared,
+}
 """The class of what each kind of contextual policy serves from."""
 
 
@@ -74,6 +89,8 @@ def policy_of(experiment: Experiment) -> Policy[Any] | ContextualPolicy[Any, Any
         for name, value in spec
         if value is not None and name not in ("kind", "prior_by", "priors")
     }
+    if (table := experiment.attribute_table.matrix).size:
+        given["arm_features"] = tuple(map(tuple, table.tolist()))
     if spec.kind in CONTEXTUAL_POLICIES:
         return CONTEXTUAL_POLICIES[spec.kind](experiment.n_features, **given)
     if experiment.arm_priors:
@@ -88,6 +105,7 @@ __all__ = [
     "BetaThompson",
     "ContextualPolicy",
     "EpsilonGreedy",
+    "FactorialThompson",
     "Fixed",
     "Forgetful",
     "GammaState",
@@ -102,6 +120,7 @@ __all__ = [
     "MeanState",
     "PoissonThompson",
     "Policy",
+    "SharedLinearThompson",
     "SplitState",
     "TopTwoThompson",
     "Uniform",

@@ -52,7 +52,7 @@ def kept(elapsed_ms: int, half_life_s: float) -> float: ...
 @overload
 def kept(elapsed_ms: Ints, half_life_s: float) -> Floats: ...
 def kept(elapsed_ms: int | Ints, half_life_s: float) -> float | Floats:
-    """How much data of that age count.
+    """How much data of that age count, in (0, 1]; ages (n,) give (n,).
 
     Examples
     --------

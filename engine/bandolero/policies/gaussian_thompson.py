@@ -25,6 +25,7 @@ from bandolero.policies.base import (
     Counts,
     Floats,
     Ints,
+    checked_rewards,
     count,
     count_micros,
     no_counts,
@@ -66,7 +67,13 @@ class GaussianState(NamedTuple):
 
 
 class Students(NamedTuple):
-    """Student-t posteriors of the arms' means, (n_arms,) each; scale 0 if unknown."""
+    """Student-t posteriors of the arms' means.
+
+    mean, scale
+        (n_arms,), in units of the reward; scale 0 where nothing is known of it.
+    dof
+        (n_arms,), degrees of freedom.
+    """
 
     mean: Floats
     scale: Floats
@@ -119,8 +126,12 @@ class GaussianThompson:
         rewards: Floats,
         weights: Floats | None = None,
     ) -> GaussianState:
-        """Count trials, and sum rewards and their squares."""
+        """Count trials, and sum rewards and their squares: arms, rewards (n_trials,).
+
+        With `weights` (n_trials,), how much each counts. Raises as `Policy.update` does.
+        """
         n_arms = len(state.trials)
+        arms, rewards = checked_rewards(n_arms, arms, rewards)
         squares = rewards**2 if weights is None else weights * rewards**2
         return state._replace(
             trials=state.trials + count(arms, n_arms, weights),
@@ -142,9 +153,9 @@ class GaussianThompson:
         )
 
     def probabilities(self, state: GaussianState, eligible: Ints) -> Floats:
-        """Probability that each eligible arm's mean is the highest among them.
+        """Probability that each eligible arm's mean is the highest, (n_eligible,).
 
-        Even where nothing is known of the scale: before two rewards differ, the arms
+        See `bandolero.quadrature.best_of_students` for its error. Even where nothing is known of the scale: before two rewards differ, the arms
         do not either.
         """
         mean, scale, dof = posterior(take(state, eligible))
@@ -168,7 +179,7 @@ class GaussianThompson:
         rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> GaussianState:
-        """Differences of the sums; may be negative."""
+        """Differences of the sums, (n_arms,) each; may be negative."""
         micros = 1_000_000 * hits if rewards_micros is None else rewards_micros
         squares = hits if rewards_squared is None else rewards_squared
         return self.init(n_arms)._replace(
