@@ -1,20 +1,29 @@
 """The learner's steps over a log in memory, whose clock the test sets."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from bandolero.codec import pack
 from bandolero.experiment import Experiment, ExperimentRecord
 from bandolero.fold import Fold, advance, init_fold
+from bandolero.lake.catalog import SNAPSHOTS_TABLE, Lake
 from bandolero.log import DECISIONS, EVENTS, log_ms, log_order, write_block
 from bandolero.policies import BetaState, aged, policy_of
-from bandolero.replay import agree
+from bandolero.replay import agree, replay
 from bandolero.settle import GRACE_MS
-from bandolero.snapshot import Snapshot, snapshot_from_bytes, state_arrays
+from bandolero.snapshot import (
+    Snapshot,
+    snapshot_from_bytes,
+    snapshot_to_bytes,
+    state_arrays,
+)
 from bandolero_service import keys, learner
 from bandolero_service.folding import state_from_bytes, state_to_bytes
 from bandolero_service.learner import ShardLearner
@@ -203,7 +212,8 @@ def test_beliefs_fade_without_traffic(at_once: Settings) -> None:
         assert isinstance(later.state, BetaState)
         np.testing.assert_allclose(later.state.trials, earlier.state.trials / 2)
         assert np.ptp(later.probabilities) < np.ptp(earlier.probabilities)
-    assert store.snapshot.state.trials[0] == pytest.approx(5.0, rel=1e-3)
+    last: Any = store.snapshot.state
+    assert last.trials[0] == pytest.approx(5.0, rel=1e-3)
 
 
 def test_idle_experiments_are_looked_at_rarely() -> None:
@@ -254,7 +264,8 @@ def test_a_correction_fades_from_its_watermark(at_once: Settings) -> None:
         }
     )
     shard.step()
-    assert store.snapshot.state.successes.tolist() == [0.5, 0.0, 0.0]
+    state: Any = store.snapshot.state
+    assert state.successes.tolist() == [0.5, 0.0, 0.0]
     store.pass_to(watermark_ms + MINUTE_MS)
     shard.step()
     state, correction = store.snapshot.state, store.snapshot.correction
@@ -262,6 +273,52 @@ def test_a_correction_fades_from_its_watermark(at_once: Settings) -> None:
     assert correction.successes.tolist() == [0.25, 0.0, 0.0]
     assert state.successes.tolist() == [0.25, 0.0, 0.0]
     assert state.trials.tolist() == [0.25, 0.0, 0.0]
+
+
+def lake_of(folder: Path, made: list[Row], told: list[Row], last: Snapshot) -> Lake:
+    """A lake with a log and the last snapshot published on it."""
+    row = {
+        "tenant_id": "acme",
+        "experiment_id": "hats",
+        "version": last.version,
+        "probabilities": last.probabilities.tolist(),
+        "snapshot": snapshot_to_bytes(last),
+        "log_id": f"{last.created_at_ms}-0",
+        "log_ms": last.created_at_ms,
+    }
+    tables = {
+        "decisions": decisions_table(made),
+        "events": events_table(told),
+        "snapshots": pa.Table.from_pylist([row], SNAPSHOTS_TABLE),
+    }
+    lake = Lake(folder)
+    lake.commit("0", 0, last.created_at_ms + MINUTE_MS, tables)
+    return lake
+
+
+def test_replay_agrees_with_a_faded_snapshot(tmp_path: Path, at_once: Settings) -> None:
+    """Folded at once from the lake and faded to the snapshot's time: equal, only then."""
+    made, told = clicked(12, gap_ms=5_000)
+    store = MemoryStore(FADING)
+    store.decide(*made)
+    store.tell(*told)
+    faded = {"trials": -0.5, "hits": -0.25}
+    watermark_ms = made[3]["log_ms"] + CLOSE_AFTER_MS
+    store.correct({"watermark_ms": watermark_ms, "changes": {}, "faded": {"v1": faded}})
+    shard = learner_of(store, at_once)
+    for row in made:
+        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+    store.pass_to(made[-1]["log_ms"] + MINUTE_MS)
+    shard.step()
+    lake = lake_of(tmp_path / "lake", made, told, store.snapshot)
+    found = replay(store.record_now, lake)
+    assert found.decisions == len(made)
+    assert found.snapshot.correction is not None
+    assert found.same
+    later = replace(store.snapshot, created_at_ms=store.snapshot.created_at_ms + 1)
+    lake = lake_of(tmp_path / "other", made, told, later)
+    assert not replay(store.record_now, lake).same
 
 
 def test_fold_time_travels_with_the_state() -> None:

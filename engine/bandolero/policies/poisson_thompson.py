@@ -20,6 +20,7 @@ from bandolero.policies.base import (
     Counts,
     Floats,
     Ints,
+    corrected,
     count,
     no_counts,
     prior_arrays,
@@ -122,8 +123,8 @@ class PoissonThompson:
     def add(self, state: GammaState, correction: GammaState) -> GammaState:
         """Counts of both."""
         return state._replace(
-            counted=state.counted + correction.counted,
-            trials=state.trials + correction.trials,
+            counted=corrected(state.counted, correction.counted),
+            trials=corrected(state.trials, correction.trials),
         )
 
     def correction(
