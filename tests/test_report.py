@@ -266,10 +266,8 @@ def test_reports_count_in_full_what_the_policy_forgets() -> None:
     """A half-life changes no number of a report; a note says what it does change."""
     some = epoch([300, 500], [12.0, 9.0])
     policy = {"kind": "beta_thompson", "half_life_s": 604_800.0}
-    lasting, fading = (
-        report_of(record_of("One", "Two", **spec), some)
-        for spec in ({}, {"policy": policy})
-    )
+    lasting = report_of(record_of("One", "Two"), some)
+    fading = report_of(record_of("One", "Two", policy=policy), some)
     assert fading.variants == lasting.variants
     assert fading.totals == lasting.totals
     assert has_note(fading, "count half after 7 d;")
