@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 import reference
 import reference_policies
 from bandolero.epochs import DAY_MS, Epoch, epoch_key, merge, padded
-from bandolero.experiment import BetaThompsonSpec, Experiment, parse_experiment
+from bandolero.experiment import BetaThompsonSpec, Experiment
 from bandolero.fold import Fold, advance, grown, init_fold
 from bandolero.policies import BetaState
 from bandolero.settle import GRACE_MS
 from strategies import (
+    FORGETFUL,
     START_MS,
     UNKNOWN_VERSION,
     VARIANTS,
@@ -28,6 +29,7 @@ from strategies import (
     event,
     events_table,
     experiment,
+    forgetting,
     stories,
 )
 
@@ -146,20 +148,7 @@ def test_state_is_the_sum_of_the_epochs(story: Story) -> None:
 
 # --- forgetting -----------------------------------------------------------------------
 
-FORGETFUL = {
-    "binary": "top_two_thompson",
-    "count": "poisson_thompson",
-    "value": "gaussian_thompson",
-}
 every_reward = pytest.mark.parametrize("reward", sorted(FORGETFUL))
-
-
-def forgetting(story: Story, half_life_s: float = 60.0) -> Story:
-    """The same story, of an experiment whose data fade."""
-    spec = story.experiment.model_dump(mode="json")
-    kind = FORGETFUL[spec["objective"]["reward"]]
-    spec["policy"] = {"kind": kind, "half_life_s": half_life_s}
-    return story._replace(experiment=parse_experiment(spec))
 
 
 @every_reward
@@ -170,7 +159,7 @@ def test_fading_folds_agree_in_any_grouping(reward: str, data: st.DataObject) ->
     To 1e-9 of the largest number: values may be taken back, and what is left is rounding.
     """
     plain = data.draw(stories(reward=reward))
-    story, n = forgetting(plain), len(plain.decisions)
+    story, n = forgetting(plain, 60.0), len(plain.decisions)
     ends = data.draw(st.lists(st.integers(0, n), max_size=4))
     whole, parts = folded(story, []), folded(story, ends)
     assert parts.learned_to_ms == whole.learned_to_ms
@@ -183,7 +172,7 @@ def test_fading_folds_agree_in_any_grouping(reward: str, data: st.DataObject) ->
 @given(stories(reward="binary"))
 def test_every_trial_fades_from_its_own_close(plain: Story) -> None:
     """The state is that of a twin who weighs each settled trial by its own age."""
-    story = forgetting(plain)
+    story = forgetting(plain, 60.0)
     told = reference.trials(story.decisions, story.events, story.objective, VARIANTS)
     fold = folded(story, [])
     assert isinstance(fold.state, BetaState)

@@ -416,6 +416,21 @@ def test_forgetting_leads_back_to_the_prior(policy: Forgetful[Any]) -> None:
     assert half.trials.tolist() == [0.5, 1.0, 0.5, 0.0]
 
 
+@every_forgetful
+def test_taking_back_what_has_faded_leaves_no_less_than_nothing(
+    policy: Forgetful[Any],
+) -> None:
+    """An arm's only trial taken back, but for rounding, is an arm without data."""
+    state = policy.decay(learned(policy, [(0, 1.0), (1, 1.0), (1, 0.0)]), 1_234_567)
+    nearly = (1.0 + 1e-15) * state.trials * np.array([1.0, 0.0, 0.0, 0.0])
+    taken = policy.correction(N_ARMS, -nearly, -nearly, -1e6 * nearly, -nearly)
+    left = policy.add(state, taken)
+    assert left.trials[0] == 0.0
+    shares = policy.probabilities(left, EVERY)
+    assert_allclose(shares[0], shares[2:], rtol=1e-9)
+    assert shares.sum() == pytest.approx(1.0)
+
+
 @every_policy
 def test_without_half_life_nothing_fades(policy: Policy[Any]) -> None:
     """Integer counts stay integers, whatever the time."""

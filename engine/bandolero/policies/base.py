@@ -273,6 +273,15 @@ def count(arms: Ints, n_arms: int, weights: Floats | None = None) -> Counts:
     return np.bincount(arms, weights, minlength=n_arms)
 
 
+def corrected(counts: Counts, changes: Counts) -> Counts:
+    """Counts and their changes, (n_arms,), never below 0.
+
+    What has faded is taken back to within rounding, which must not leave less than none.
+    """
+    total: Counts = np.maximum(counts + changes, 0)
+    return total
+
+
 def count_micros(
     arms: Ints, n_arms: int, rewards: Floats, weights: Floats | None = None
 ) -> Counts:

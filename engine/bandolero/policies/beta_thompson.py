@@ -17,6 +17,7 @@ from bandolero.policies.base import (
     Floats,
     Ints,
     checked_rewards,
+    corrected,
     count,
     no_counts,
     prior_arrays,
@@ -50,7 +51,7 @@ class BetaState(NamedTuple):
     @property
     def beta(self) -> Floats:
         """Second parameter of each arm's posterior, (n_arms,)."""
-        failures: Counts = self.trials - self.successes
+        failures: Counts = corrected(self.trials, -self.successes)
         return self.prior_beta + failures
 
 
@@ -121,8 +122,8 @@ class BetaThompson:
     def add(self, state: BetaState, correction: BetaState) -> BetaState:
         """Counts of both."""
         return state._replace(
-            successes=state.successes + correction.successes,
-            trials=state.trials + correction.trials,
+            successes=corrected(state.successes, correction.successes),
+            trials=corrected(state.trials, correction.trials),
         )
 
     def correction(

@@ -26,6 +26,7 @@ from bandolero.policies.base import (
     Floats,
     Ints,
     checked_rewards,
+    corrected,
     count,
     count_micros,
     no_counts,
@@ -166,7 +167,7 @@ class GaussianThompson:
     def add(self, state: GaussianState, correction: GaussianState) -> GaussianState:
         """Sums of both."""
         return state._replace(
-            trials=state.trials + correction.trials,
+            trials=corrected(state.trials, correction.trials),
             rewards_micros=state.rewards_micros + correction.rewards_micros,
             rewards_squared=state.rewards_squared + correction.rewards_squared,
         )
@@ -209,7 +210,7 @@ def posterior(state: GaussianState) -> Students:
     m = np.where(np.isnan(state.prior_mean), pooled, state.prior_mean)
     sd = np.where(np.isnan(state.prior_sd), pooled_sd, state.prior_sd)
 
-    own = earned / np.maximum(n, 1e-300)
+    own = np.divide(earned, n, out=np.zeros(len(n)), where=n > 0.0)
     within = np.maximum(squares - n * own**2, 0.0)
     known = state.prior_trials + n
     between = state.prior_trials * n / known * (own - m) ** 2

@@ -21,6 +21,7 @@ from bandolero.policies.base import (
     Floats,
     Ints,
     checked_rewards,
+    corrected,
     count,
     no_counts,
     prior_arrays,
@@ -132,8 +133,8 @@ class PoissonThompson:
     def add(self, state: GammaState, correction: GammaState) -> GammaState:
         """Counts of both."""
         return state._replace(
-            counted=state.counted + correction.counted,
-            trials=state.trials + correction.trials,
+            counted=corrected(state.counted, correction.counted),
+            trials=corrected(state.trials, correction.trials),
         )
 
     def correction(

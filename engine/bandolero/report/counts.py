@@ -92,7 +92,7 @@ def corrected(
     )
     return after, Corrected(
         watermark_ms=correction.watermark_ms,
-        variants=sum(map(bool, changes)),
+        variants=sum(any(change.values()) for change in changes),
         trials=int(trials.sum()),
         impressions=int(impressions.sum()),
         rewards=float(rewards.sum()),

@@ -228,6 +228,12 @@ def _reading_notes(facts: Facts, verdict: Verdict) -> Iterator[str]:
             "true rates do not change over time; a plain z-test on these counts would "
             "not, and would call equal variants different too often."
         )
+    half_life_s = getattr(facts.spec.policy, "half_life_s", None)
+    if half_life_s is not None and facts.totals.trials:
+        yield (
+            f"To the policy data count half after {duration(half_life_s)}; this report "
+            "counts all of them in full, so its P(best) is not what traffic follows."
+        )
     if facts.adaptive and verdict == "best":
         yield (
             "P(best) is no stopping rule: in experiments with two equal variants, one "
