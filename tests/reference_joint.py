@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import reference_contextual
+from bandolero.policies.product_choice import ProductPrepared
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -89,3 +90,12 @@ def best_combination(
 
     best = max(product(*allowed), key=value)
     return list(best), value(best)
+
+
+def worth_of(prepared: ProductPrepared, best: Ints, x: Floats) -> Floats:
+    """What each draw's combination is worth, by the definition, (n_draws,)."""
+    worth = []
+    for weights, pairs, row in zip(prepared.values, prepared.pairs, best, strict=True):
+        at = prepared.first[:-1] + row
+        worth.append((x @ weights)[at].sum() + 0.5 * pairs[np.ix_(at, at)].sum())
+    return np.array(worth)

@@ -53,7 +53,11 @@ class ProductPrepared(NamedTuple):
 
 
 def best(
-    prepared: ProductPrepared, x: Floats, allowed: Bools, n_starts: int = STARTS
+    prepared: ProductPrepared,
+    x: Floats,
+    allowed: Bools,
+    n_starts: int = STARTS,
+    exact_max: int = EXACT_MAX,
 ) -> Ints:
     """Best combination of allowed values of each draw, (n_draws, n_attributes).
 
@@ -67,8 +71,10 @@ def best(
         (n_values in all,); some value of each attribute.
     n_starts
         At most one more than there are `starts`.
+    exact_max
+        At most so many combinations are tried out.
     """
-    return _best(prepared, x, allowed, n_starts, EXACT_MAX)
+    return _best(prepared, x, allowed, n_starts, exact_max)
 
 
 def share_of(best: Ints, combination: Ints) -> float:
@@ -194,7 +200,7 @@ def _best(
     n = first.size - 1
     size = 1.0
     for a in range(n):
-        size *= first[a + 1] - first[a]
+        size *= allowed[first[a] : first[a + 1]].sum()
     best = known.copy()
     combination = np.empty(n, np.int64)
     weight = np.empty(total, np.float32)

@@ -22,8 +22,8 @@ The floor is one per value, not one per combination: with probability
 epsilon = min(largest number of values * min_share, 0.5) a combination is drawn evenly from
 the product, so each value gets at least min_share. Half of the traffic spread over a
 million combinations would teach nothing about any. A combination that is best in no draw
-has propensity epsilon / combinations: weights of 1 / propensity are for values (their
-shares are sums of propensities), not for combinations that were hardly ever shown.
+has propensity epsilon / combinations: weigh trials by 1 / `value_probabilities` to judge
+values, not by 1 / propensity to judge combinations that are hardly ever shown.
 
 References
 ----------
@@ -105,7 +105,8 @@ class ProductThompson:
     Parameters
     ----------
     n_values
-        How many values each attribute has, 2 at least for one attribute at least.
+        How many values each attribute has; positive, `COMBINATIONS_MAX` combinations at
+        most.
     n_features
         As `bandolero.features.n_features` counts them; the first is 1.
     prior_intercept
@@ -181,18 +182,14 @@ class ProductThompson:
 
     def grow(self, state: ProductState, before: "ProductThompson") -> ProductState:
         """A state of `before`, to whose attributes this policy's last values were added."""
-        rows = [
-            f + np.arange(n) for f, n in zip(self.first, before.n_values, strict=False)
-        ]
-        at = np.concatenate(rows)
-        grown = self.init()
+        blocks = zip(self.first, before.n_values, strict=False)
+        at = np.concatenate([begin + np.arange(n) for begin, n in blocks])
+        grown, pairs = self.init(), np.ix_(at, at)
+        grown.common_mean[:], grown.common_variance[:] = state[:2]
         grown.value_mean[at], grown.value_variance[at] = state[2:4]
-        grown.pair_mean[np.ix_(at, at)], grown.pair_variance[np.ix_(at, at)] = state[
-            4:6
-        ]
-        common = {"common_mean": state.common_mean.copy()}
-        common["common_variance"] = state.common_variance.copy()
-        return grown._replace(**common, trials=state.trials.copy())
+        grown.pair_mean[pairs], grown.pair_variance[pairs] = state[4:6]
+        grown.trials[:] = state.trials
+        return grown
 
     def update(
         self, state: ProductState, combinations: Ints, rewards: Floats, features: Floats
@@ -211,8 +208,8 @@ class ProductThompson:
         Raises
         ------
         ValueError
-            When shapes do not fit, a value is unknown, a reward neither 0 nor 1, or there
-            is nan or inf.
+            When shapes do not fit, a value is unknown, a reward neither 0 nor 1, or a feature
+            not a number within `FEATURE_MAX`.
         """
         combinations, rewards, features = self._checked(combinations, rewards, features)
         learned = ProductState._make(array.copy() for array in state)
@@ -254,7 +251,8 @@ class ProductThompson:
         Raises
         ------
         ValueError
-            When `x` has another shape than the model, or nan or inf in it.
+            When `x` has another shape than the model or is not finite, or `allowed` has
+            an attribute without a value, or with an unknown one.
         """
         if x.shape != (self.n_features,) or not (np.abs(x) < FEATURE_MAX).all():
             rule = f"must be {self.n_features} numbers within {FEATURE_MAX:g}"
@@ -288,7 +286,7 @@ class ProductThompson:
         """
         best = self.best(prepared, x, allowed)
         values = _values_of(self.n_values, allowed)
-        epsilon = min(max(map(len, values)) * min_share, 0.5)
+        epsilon = _epsilon(values, min_share)
         if u < epsilon:
             combination = _even(values, u / epsilon)
         else:
@@ -297,6 +295,24 @@ class ProductThompson:
         alike = product_choice.share_of(best, combination)
         evenly = epsilon / math.prod(map(len, values))
         return Combination(combination, evenly + (1.0 - epsilon) * alike)
+
+    def value_probabilities(
+        self,
+        prepared: ProductPrepared,
+        x: Floats,
+        min_share: float = 0.0,
+        allowed: Allowed | None = None,
+    ) -> list[Floats]:
+        """Probability of each value of each attribute to be shown, (n_values,) each."""
+        best = self.best(prepared, x, allowed)
+        values = _values_of(self.n_values, allowed)
+        epsilon = _epsilon(values, min_share)
+        shares = []
+        for column, some, n in zip(best.T, values, self.n_values, strict=True):
+            share = (1.0 - epsilon) * np.bincount(column, minlength=n) / len(best)
+            share[some] += epsilon / len(some)
+            shares.append(share)
+        return shares
 
     def _spread(self, variance: Floats, prior: float) -> Floats32:
         """Standard deviation to draw weights with, the exploration scale in it."""
@@ -332,8 +348,8 @@ class ProductThompson:
             raise ValueError(f"combinations must be values below {self.n_values}.")
         if not ((rewards == 0.0) | (rewards == 1.0)).all():
             raise ValueError("rewards must be 0 or 1.")
-        if not np.isfinite(features).all():
-            raise ValueError("features has nan or inf in it, must be finite.")
+        if not (np.abs(features) < FEATURE_MAX).all():
+            raise ValueError(f"features must be numbers within {FEATURE_MAX:g}.")
         return combinations, rewards, features
 
 
@@ -349,6 +365,11 @@ def _values_of(n_values: tuple[int, ...], allowed: Allowed | None) -> list[Ints]
             rule = f"must be some of 0 … {n - 1}"
             raise ValueError(f"allowed[{attribute}] == {some}, {rule}.")
     return list(allowed)
+
+
+def _epsilon(values: Sequence[Ints], min_share: float) -> float:
+    """Share of the traffic that is spread evenly over the product."""
+    return min(max(map(len, values)) * min_share, 0.5)
 
 
 def _even(values: Sequence[Ints], u: float) -> Ints:

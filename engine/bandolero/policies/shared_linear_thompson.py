@@ -256,7 +256,7 @@ def _root(data: Floats, prior: Floats) -> Floats:
 
 
 @sum_kernel
-def _scores(
+def _predictions(
     arm_features: Floats, coefficients: Floats, eligible: Ints, x: Floats
 ) -> Floats:
     """Predicted rewards of each eligible arm in each draw, (n_eligible, n_draws)."""
@@ -269,41 +269,41 @@ def _scores(
             if xi != 0.0:
                 for s in range(n_draws):
                     effect[s] += xi * drawn[s]
-    scores = np.zeros((eligible.size, n_draws))
+    predicted = np.zeros((eligible.size, n_draws))
     for k in range(eligible.size):
-        score = scores[k]
+        one = predicted[k]
         for c in range(n_columns):
             a, effect = arm_features[eligible[k], c], effects[c]
             if a != 0.0:
                 for s in range(n_draws):
-                    score[s] += a * effect[s]
-    return scores
+                    one[s] += a * effect[s]
+    return predicted
 
 
 @kernel
-def _shares(scores: Floats) -> Floats:
+def _shares(predicted: Floats) -> Floats:
     """Share of the draws in which each arm is best; zeros where not finite."""
-    n, n_draws = scores.shape
-    best, total = scores[0].copy(), 0.0
+    n, n_draws = predicted.shape
+    best, total = predicted[0].copy(), 0.0
     for k in range(1, n):
-        score = scores[k]
+        one = predicted[k]
         for s in range(n_draws):
-            best[s] = max(best[s], score[s])
+            best[s] = max(best[s], one[s])
     for k in range(n):
         for s in range(n_draws):
-            total += abs(scores[k, s])
+            total += abs(predicted[k, s])
     shares = np.zeros(n)
     if not total < np.inf:
         return shares
     ties = np.zeros(n_draws)
     for k in range(n):
-        score = scores[k]
+        one = predicted[k]
         for s in range(n_draws):
-            ties[s] += 1.0 if score[s] == best[s] else 0.0
+            ties[s] += 1.0 if one[s] == best[s] else 0.0
     for k in range(n):
-        score = scores[k]
+        one = predicted[k]
         for s in range(n_draws):
-            if score[s] == best[s]:
+            if one[s] == best[s]:
                 shares[k] += 1.0 / ties[s]
     for k in range(n):
         shares[k] /= n_draws
@@ -324,7 +324,7 @@ def _draw(
     for xi in x:
         if not math.isfinite(xi):
             return -1, 0.0, np.zeros(n)
-    shares = _shares(_scores(arm_features, coefficients, eligible, x))
+    shares = _shares(_predictions(arm_features, coefficients, eligible, x))
     floor = min(min_share, 0.5 / n)
     drawn, reached = -1, 0.0
     for k in range(n):
