@@ -12,6 +12,7 @@ from bandolero.policies.base import (
     with_limits,
 )
 from bandolero.policies.beta_thompson import BetaState, BetaThompson
+from bandolero.policies.choose_batch import Chosen, choose_batch
 from bandolero.policies.epsilon_greedy import EpsilonGreedy
 from bandolero.policies.fixed import Fixed, SplitState
 from bandolero.policies.forgetting import Forgetful, learn
@@ -72,6 +73,7 @@ __all__ = [
     "STATES",
     "BetaState",
     "BetaThompson",
+    "Chosen",
     "EpsilonGreedy",
     "Fixed",
     "Forgetful",
@@ -86,6 +88,7 @@ __all__ = [
     "TopTwoThompson",
     "Uniform",
     "choose",
+    "choose_batch",
     "cumulative",
     "learn",
     "policy_of",
