@@ -5,13 +5,14 @@ hash and a look-up. A snapshot is safe to share between threads: its arrays are
 read-only, and its cache of eligible sets only ever gains entries of equal value.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bandolero.codec import pack, unpack
-from bandolero.draws import draws, experiment_key
+from bandolero.draws import drawer, experiment_key
 from bandolero.experiment import Experiment, ExperimentRecord
 from bandolero.policies import (
     STATES,
@@ -28,6 +29,7 @@ EXACT_COST_US = 1000.0
 MAX_CACHED_SETS = 4096
 EXACT = "exact"
 RENORMALISED = "renormalised"
+_new = tuple.__new__
 
 
 class Distribution(NamedTuple):
@@ -87,6 +89,9 @@ class Snapshot:
     probabilities: Floats
     correction: tuple[Any, ...] | None = None
     key: bytes = field(init=False)
+    draws: Callable[[bytes], tuple[float, float]] = field(init=False)
+    holdout_share: float = field(init=False)
+    needs_unit: bool = field(init=False)
     policy: Policy[Any] = field(init=False)
     full: Distribution = field(init=False)
     sets: dict[tuple[int, ...], Distribution] = field(init=False)
@@ -96,6 +101,11 @@ class Snapshot:
         """Derive what is looked up per decision."""
         put = object.__setattr__
         put(self, "key", experiment_key(self.tenant, self.experiment.experiment))
+        put(self, "draws", drawer(self.key))
+        limits = self.experiment.allocation
+        put(self, "holdout_share", limits.holdout_share)
+        needs_unit = limits.holdout_share > 0.0 or limits.sticky == "unit"
+        put(self, "needs_unit", needs_unit)
         put(self, "policy", policy_of(self.experiment))
         active = tuple(int(arm) for arm in self.active)
         put(self, "full", _distribution(self.probabilities, active, EXACT))
@@ -182,19 +192,17 @@ def decide(
     eligible
         Arms that may be drawn, ascending, not empty; None for all active ones.
     """
-    allocation = snapshot.experiment.allocation
-    draw, held = draws(snapshot.key, nonce)
-    if unit is not None and (
-        allocation.holdout_share > 0.0 or allocation.sticky == "unit"
-    ):
-        by_unit = draws(snapshot.key, unit.encode("utf-8", "surrogatepass"))
-        held = by_unit.holdout
-        draw = by_unit.arm if allocation.sticky == "unit" else draw
+    draw, held = snapshot.draws(nonce)
+    if unit is not None and snapshot.needs_unit:
+        of_unit, held = snapshot.draws(unit.encode("utf-8", "surrogatepass"))
+        is_sticky = snapshot.experiment.allocation.sticky == "unit"
+        draw = of_unit if is_sticky else draw
     given = snapshot.full if eligible is None else snapshot.distribution(eligible)
-    if held < allocation.holdout_share:
+    if held < snapshot.holdout_share:
         return _draw_holdout(given.eligible, draw)
     arm = choose(given.cumulative, draw)
-    return Drawn(arm, given.probabilities[arm], draw, snapshot.policy.mode)
+    # What `Drawn(...)` comes to, less a call: this is the way of every decision.
+    return _new(Drawn, (arm, given.probabilities[arm], draw, snapshot.policy.mode))
 
 
 def rederive(
