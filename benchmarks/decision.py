@@ -25,14 +25,30 @@ from benchmarks._machine import (
     us_per_call,
 )
 
-from bandolero import ExperimentRecord, Snapshot, build_snapshot, decide, draws
-from bandolero.policies import BetaState, BetaThompson
+from bandolero import ExperimentRecord, Snapshot, build_snapshot, decide
+from bandolero.policies import (
+    BetaState,
+    BetaThompson,
+    GaussianThompson,
+    PoissonThompson,
+    Policy,
+    TopTwoThompson,
+    choose_batch,
+)
 from bandolero.snapshot import snapshot_from_bytes, snapshot_to_bytes
 
+QUADRATURES: tuple[Policy[Any], ...] = (
+    BetaThompson(),
+    TopTwoThompson(),
+    PoissonThompson(),
+    GaussianThompson(),
+)
 N_DECISIONS = 200_000
 N_BUILDS = 40
 SEED = 7
+N_BATCH = 1_000_000
 DECISION_BAR = "<= 2 us"
+BATCH_BAR = "<= 50 ms"
 SNAPSHOT_BAR = "<= 5 ms"
 
 
@@ -57,11 +73,14 @@ def main() -> None:
         "  decide, 50 variants, 5 of them eligible": partial(
             decide, fifty, eligible=narrow
         ),
-        "  of which: draws (the hash)": partial(draws, fifty.key),
+        "  of which: the draw number (the hash)": fifty.draws,
         "  for scale: a call that does nothing": bytes.__len__,
     }
     for what, call in others.items():
         print_row(what, us_per_call(call, nonces).text(3))
+    shares, given = fifty.probabilities, np.random.default_rng(SEED).random(N_BATCH)
+    each = ms_per_call(lambda: choose_batch(shares, given), N_BUILDS)
+    print_row("  choose_batch, 1e6 draws given: ms", each.text(1), BATCH_BAR)
 
     print()
     print_row("one snapshot", "ms, median (min … max)", "bar")
@@ -77,16 +96,38 @@ def main() -> None:
     print_row(f"  to bytes, 50 variants ({len(data):,} bytes)", written.text())
     print_row("  from bytes, 50 variants", read.text())
 
+    print()
+    print_row("probabilities, the dearest of four states", "ms", "taken as")
+    for policy in QUADRATURES:
+        for n_arms in (10, 50, 1000):
+            took, taken = dearest(policy, n_arms), policy.cost_us(n_arms) / 1e3
+            row = f"  {policy.kind}, {n_arms} variants"
+            print_row(row, took.text(), f"{taken:.2f}")
+
 
 def ms_per_call(call: Callable[[], object], n_runs: int) -> Spread:
-    """Milliseconds per call; the first call, which compiles, is not counted."""
+    """CPU milliseconds per call; the first call, which compiles, is not counted."""
     call()
     took = []
     for _ in range(n_runs):
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         call()
-        took.append((time.perf_counter_ns() - began) / 1e6)
+        took.append((time.thread_time_ns() - began) / 1e6)
     return spread(took)
+
+
+def dearest(policy: Policy[Any], n_arms: int) -> Spread:
+    """Milliseconds of `probabilities` in the state of `POSTERIORS` that takes longest."""
+    eligible, took = np.arange(n_arms), []
+    for posterior in POSTERIORS.values():
+        told = posterior(n_arms)
+        counted = policy.correction(
+            n_arms, told.trials, told.successes, told.successes * 10**6, told.successes
+        )
+        state = policy.add(policy.init(n_arms), counted)
+        call = partial(policy.probabilities, state, eligible)
+        took.append(ms_per_call(call, N_BUILDS if n_arms <= 50 else 5))
+    return max(took)
 
 
 def snapshot_of(state: BetaState, allocation: dict[str, Any] | None = None) -> Snapshot:

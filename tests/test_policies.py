@@ -18,6 +18,7 @@ from bandolero.policies import (
     Policy,
     Uniform,
     choose,
+    choose_batch,
     cumulative,
     policy_of,
     with_floor,
@@ -274,3 +275,37 @@ def test_rounding_leaves_no_gap_at_the_end() -> None:
     assert float(np.cumsum(probabilities)[-1]) < 1.0
     assert choose(cumulative(np.array(probabilities)), JUST_BELOW_ONE) == 9
     assert Draws(JUST_BELOW_ONE, 0.0).arm < 1.0
+
+
+@given(distributions, st.lists(st.floats(0.0, 1.0, exclude_max=True), max_size=9))
+def test_choose_batch_equals_choose(weights: Floats, draws: list[float]) -> None:
+    """A batch draws what `choose` draws one by one, at every border and beside it too."""
+    sums = cumulative(weights)
+    at = np.array([*sums, 0.0, 2.0**-53, JUST_BELOW_ONE])
+    beside = np.concatenate([at, np.nextafter(at, 0.0), np.nextafter(at, 1.0)])
+    every = np.concatenate([np.array(draws), beside[beside < 1.0]])
+    chosen = choose_batch(weights, every)
+    assert chosen.arms.tolist() == [choose(sums, draw) for draw in every]
+    assert chosen.propensities.tolist() == weights[chosen.arms].tolist()
+
+
+@pytest.mark.parametrize("n_arms", [1, 2, 50, 64, 1000])
+def test_choose_batch_of_many_arms(n_arms: int) -> None:
+    """The guide table is right where bins hold many arms, and arms span many bins."""
+    weights = np.random.default_rng(n_arms).dirichlet(np.full(n_arms, 0.05))
+    draws = np.concatenate([np.arange(4096) / 4096, np.cumsum(weights[:-1])])
+    draws, sums = draws[draws < 1.0], cumulative(weights)
+    expected = [choose(sums, draw) for draw in draws]
+    assert choose_batch(weights, draws).arms.tolist() == expected
+
+
+@pytest.mark.parametrize("draws", [[1.0], [-0.1, 0.5], [0.5, float("nan")], [[0.5]]])
+def test_choose_batch_refuses_other_draws(draws: list[Any]) -> None:
+    """A draw outside of [0, 1) is nobody's, so it is named and refused."""
+    with pytest.raises(ValueError, match="draws"):
+        choose_batch(np.array([0.5, 0.5]), np.array(draws))
+
+
+def test_choose_batch_of_nothing() -> None:
+    """No draws give no arms."""
+    assert choose_batch(np.array([1.0]), np.empty(0)).arms.size == 0

@@ -1,5 +1,6 @@
 """The contract of policies, over all kinds without context; each by hand and by its twin."""
 
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -322,6 +323,16 @@ def test_top_two_equals_its_story(weights: list[int], tenths: int) -> None:
     best = [w / sum(weights) for w in weights]
     told = reference.top_two(best, tenths / 10, depth=400)
     assert_allclose(top_two(np.array(best), tenths / 10), told, atol=1e-12)
+
+
+def test_top_two_of_many_arms_keeps_its_digits() -> None:
+    """300 arms of 1 to 1e-12: equal to exactly rounded sums, the smallest share too."""
+    weights = np.random.default_rng(3).permutation(np.geomspace(1.0, 1e-12, 300))
+    best = (weights / weights.sum()).tolist()
+    odds = [p / fsum(best[:k] + best[k + 1 :]) for k, p in enumerate(best)]
+    rest = [fsum(odds[:k] + odds[k + 1 :]) for k in range(300)]
+    told = [p * (0.5 + 0.5 * r) for p, r in zip(best, rest, strict=True)]
+    assert_allclose(top_two(np.array(best), 0.5), told, rtol=1e-12)
 
 
 def test_top_two_shows_its_leader_half_the_time() -> None:

@@ -329,7 +329,8 @@ def test_correction_makes_a_faded_state_final(
     folder = tmp_path_factory.mktemp("lake")
     lake = lake_of(folder, story.decisions, story.events)
     (correction,) = refresh(lake, [record_of(story.experiment)]).corrections
-    policy, live = policy_of(story.experiment), live_fold(story)
+    policy: Any = policy_of(story.experiment)
+    live = live_fold(story)
     state = aged(policy, live.state, UNTIL_MS - live.learned_to_ms)
     columns = (
         np.array([correction.faded.get(v, {}).get(name, 0.0) for v in VARIANTS])

@@ -4,6 +4,7 @@ A draw number depends on the tenant, the experiment and a token (the decision's 
 the raw unit where draws are sticky) and on nothing else: no generator state, no clock.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
@@ -37,13 +38,21 @@ def draws(key: bytes, token: bytes) -> Draws:
 
     53 bits each; a keyed BLAKE2b, so experiments draw independently for the same unit.
     """
-    hasher = _keyed(key).copy()
-    hasher.update(token)
-    arm, holdout = _PAIR.unpack(hasher.digest())
-    return Draws((arm >> 11) * _UNIT_INTERVAL, (holdout >> 11) * _UNIT_INTERVAL)
+    return Draws(*drawer(key)(token))
 
 
 @lru_cache(maxsize=4096)
-def _keyed(key: bytes) -> blake2b:
-    """A hasher that has taken in its key; a copy of it costs half of a new one."""
-    return blake2b(digest_size=16, key=key)
+def drawer(key: bytes) -> Callable[[bytes], tuple[float, float]]:
+    """`draws` of one experiment, for who draws often: from a token to (arm, holdout).
+
+    The hasher has taken in its key already; a copy of it costs half of a new one.
+    """
+    fresh, unpack = blake2b(digest_size=16, key=key).copy, _PAIR.unpack
+
+    def draw(token: bytes) -> tuple[float, float]:
+        hasher = fresh()
+        hasher.update(token)
+        arm, holdout = unpack(hasher.digest())
+        return (arm >> 11) * _UNIT_INTERVAL, (holdout >> 11) * _UNIT_INTERVAL
+
+    return draw

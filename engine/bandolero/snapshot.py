@@ -5,14 +5,14 @@ hash and a look-up. A snapshot is safe to share between threads: its arrays are
 read-only, and its cache of eligible sets only ever gains entries of equal value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bandolero.codec import pack, unpack
-from bandolero.draws import draws, experiment_key
+from bandolero.draws import drawer, experiment_key
 from bandolero.experiment import Experiment, ExperimentRecord
 from bandolero.features import FeatureMap
 from bandolero.policies import (
@@ -33,6 +33,7 @@ MAX_CACHED_SETS = 4096
 EXACT = "exact"
 RENORMALISED = "renormalised"
 HOLDOUT = "holdout"
+_new = tuple.__new__
 
 
 class Distribution(NamedTuple):
@@ -103,6 +104,9 @@ class Snapshot:
     correction: tuple[Any, ...] | None = None
     prepared: tuple[Any, ...] | None = None
     key: bytes = field(init=False)
+    draws: Callable[[bytes], tuple[float, float]] = field(init=False)
+    holdout_share: float = field(init=False)
+    needs_unit: bool = field(init=False)
     policy: Policy[Any] | ContextualPolicy[Any, Any] = field(init=False)
     features: FeatureMap = field(init=False)
     full: Distribution = field(init=False)
@@ -113,6 +117,11 @@ class Snapshot:
         """Derive what is looked up per decision."""
         put = object.__setattr__
         put(self, "key", experiment_key(self.tenant, self.experiment.experiment))
+        put(self, "draws", drawer(self.key))
+        limits = self.experiment.allocation
+        put(self, "holdout_share", limits.holdout_share)
+        needs_unit = limits.holdout_share > 0.0 or limits.sticky == "unit"
+        put(self, "needs_unit", needs_unit)
         put(self, "policy", policy_of(self.experiment))
         put(self, "features", FeatureMap(self.experiment.context))
         active = tuple(int(arm) for arm in self.active)
@@ -207,21 +216,20 @@ def decide(
     context
         What is known of the request; see `bandolero.features`.
     """
-    allocation = snapshot.experiment.allocation
-    draw, held = draws(snapshot.key, nonce)
-    if unit is not None and (
-        allocation.holdout_share > 0.0 or allocation.sticky == "unit"
-    ):
-        by_unit = draws(snapshot.key, unit.encode("utf-8", "surrogatepass"))
-        held = by_unit.holdout
-        draw = by_unit.arm if allocation.sticky == "unit" else draw
-    if held < allocation.holdout_share:
+    draw, held = snapshot.draws(nonce)
+    if unit is not None and snapshot.needs_unit:
+        of_unit, held = snapshot.draws(unit.encode("utf-8", "surrogatepass"))
+        is_sticky = snapshot.experiment.allocation.sticky == "unit"
+        draw = of_unit if is_sticky else draw
+    if held < snapshot.holdout_share:
         return _draw_holdout(eligible or snapshot.full.eligible, draw)
     if snapshot.prepared is not None:
         return _draw_by_context(snapshot, eligible, context, draw)
     given = snapshot.full if eligible is None else snapshot.distribution(eligible)
     arm = choose(given.cumulative, draw)
-    return Drawn(arm, given.probabilities[arm], draw, snapshot.policy.mode)
+    # What `Drawn(...)` comes to, less a call: this is the way of every decision.
+    mode = snapshot.policy.mode
+    return _new(Drawn, (arm, given.probabilities[arm], draw, mode, None))
 
 
 def rederive(

@@ -13,6 +13,7 @@ from bandolero.policies.base import (
     with_limits,
 )
 from bandolero.policies.beta_thompson import BetaState, BetaThompson
+from bandolero.policies.choose_batch import Chosen, choose_batch
 from bandolero.policies.epsilon_greedy import EpsilonGreedy
 from bandolero.policies.factorial_thompson import FactorialThompson
 from bandolero.policies.fixed import Fixed, SplitState
@@ -103,6 +104,7 @@ __all__ = [
     "STATES",
     "BetaState",
     "BetaThompson",
+    "Chosen",
     "ContextualPolicy",
     "EpsilonGreedy",
     "FactorialThompson",
@@ -126,6 +128,7 @@ __all__ = [
     "Uniform",
     "aged",
     "choose",
+    "choose_batch",
     "cumulative",
     "learn",
     "policy_of",

@@ -6,7 +6,7 @@ propensity is the very number the draw used.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -173,17 +173,12 @@ def cumulative(probabilities: Floats) -> list[float]:
     return [float(x) for x in sums]
 
 
-def choose(cumulative: Sequence[float], draw: float) -> int:
-    """The arm whose stretch of [0, 1) holds `draw`.
+choose: Callable[[Sequence[float], float], int] = bisect_right
+"""The arm whose stretch of [0, 1) holds a draw: `choose(cumulative, draw)`.
 
-    Parameters
-    ----------
-    cumulative
-        (n_arms,), from `cumulative`.
-    draw
-        In [0, 1).
-    """
-    return bisect_right(cumulative, draw)
+Parameters: running sums (n_arms,) from `cumulative`; a number in [0, 1). No function of
+our own around it, since it is called for every decision.
+"""
 
 
 def grow(state: State, fresh: State) -> State:

@@ -73,10 +73,25 @@ def top_two(best: Floats, leader_share: float) -> Floats:
 
     Where two arms or more are positive.
     """
-    others = np.array([best[:k].sum() + best[k + 1 :].sum() for k in range(len(best))])
-    odds = best / others
-    shares = best * (leader_share + (1.0 - leader_share) * (odds.sum() - odds))
+    odds = best / sums_of_others(best)
+    shares = best * (leader_share + (1.0 - leader_share) * sums_of_others(odds))
     return np.asarray(shares / shares.sum(), np.float64)
+
+
+def sums_of_others(values: Floats) -> Floats:
+    """Sum of all values but the own, (n,): what is before it and what is after it.
+
+    Not the sum of all less the own, which has no digits left where the own is nearly all.
+
+    Examples
+    --------
+    >>> sums_of_others(np.array([1.0, 1e-20, 2e-20]))
+    array([3.e-20, 1.e+00, 1.e+00])
+    """
+    before, after = np.zeros(len(values)), np.zeros(len(values))
+    before[1:] = np.cumsum(values[:-1])
+    after[:-1] = np.cumsum(values[:0:-1])[::-1]
+    return before + after
 
 
 def tails(alpha: Floats, beta: Floats, leader: int) -> Floats:
