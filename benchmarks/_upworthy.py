@@ -79,6 +79,29 @@ class Gains(NamedTuple):
     mean_error: float
 
 
+class WithoutContext:
+    """A policy with context behind the protocol of those without: x is 1, always."""
+
+    mode = "explore"
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.kind = policy, policy.kind
+
+    def init(self, n_arms: int) -> Any:
+        """State before any data."""
+        return self.policy.init(n_arms)
+
+    def update(self, state: Any, arms: Ints, rewards: Floats) -> Any:
+        """State after trials."""
+        return self.policy.update(state, arms, rewards, np.ones((len(arms), 1)))
+
+    def probabilities(self, state: Any, eligible: Ints) -> Floats:
+        """Probability of each arm of `eligible` competing alone."""
+        prepared = self.policy.prepare(state)
+        shares = self.policy.probabilities(prepared, eligible, np.ones(1))
+        return np.asarray(shares, np.float64)
+
+
 def read_tests(path: Path = ARCHIVE) -> tuple[HeadlineTest, ...]:
     """All tests with at least two packages and a click, in order of name."""
     columns = ["clickability_test_id", "headline", "eyecatcher_id"]
@@ -146,7 +169,7 @@ def priors_of_others(tests: Sequence[HeadlineTest], seed: int) -> list[BetaPrior
 
 
 def play(
-    policy: Policy[Any],
+    policy: Policy[Any] | WithoutContext,
     test: HeadlineTest,
     batch: int,
     min_share: float,
@@ -198,8 +221,12 @@ def gap_captured(clicks: Floats, uniform: Floats, oracle: Floats) -> Gains:
     return Gains(of_all, of_all_error, float(each.mean()), mean_error)
 
 
+Make = Callable[[int], Policy[Any] | WithoutContext]
+"""A policy for the test of an index."""
+
+
 def play_all(
-    make: Callable[[int], Policy[Any]],
+    make: Make,
     tests: Sequence[HeadlineTest],
     batch: int,
     min_share: float,
