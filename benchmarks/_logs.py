@@ -10,6 +10,7 @@ import yaml
 from benchmarks._off_policy import Log
 from numpy.typing import NDArray
 
+from bandolero.attributes import attribute_features
 from bandolero.experiment import CategoricalField
 from bandolero.features import FeatureMap
 
@@ -24,6 +25,7 @@ COMMON = 0.01
 """Levels of a field that fewer of the rows have go to "other"."""
 AGE_BANDS = (25, 35, 50, 60)
 BANK_FIELDS = ("age", "marital", "education", "default", "housing", "loan", "poutcome")
+ITEM_FIELDS = ("item_feature_1", "item_feature_2", "item_feature_3", "quarter")
 UNIT_FIELDS = ("user_feature_0", "user_feature_1", "user_feature_2", "user_feature_3")
 
 
@@ -71,17 +73,37 @@ def open_bandit_items(folder: Path = OPEN_BANDIT) -> Items:
     )
 
 
+def item_features(items: Items) -> Floats:
+    """Attribute features of the items: categories, and a group of the number."""
+    quarter = groups_of(items.number, 4)
+    columns = np.column_stack([items.categories, quarter]).tolist()
+    return attribute_features(
+        [dict(zip(ITEM_FIELDS, row, strict=True)) for row in columns]
+    ).matrix
+
+
 def grouped(log: Log, by: Floats, n_groups: int) -> Log:
     """The log with groups of items for arms: equally many each, in order of `by`.
 
     Choosing a group and then any item of it is a policy of its own, which a uniform log
     of the items can replay: it is uniform over groups of the same size, too.
     """
+    return log._replace(arms=groups_of(by, n_groups)[log.arms], n_arms=n_groups)
+
+
+def groups_of(by: Floats, n_groups: int) -> Ints:
+    """Group of each item, (n_items,): equally many in each, in order of `by`.
+
+    Raises
+    ------
+    ValueError
+        When that does not come out even.
+    """
     if len(by) % n_groups:
         raise ValueError(f"n_groups == {n_groups}, must divide {len(by)}.")
     group = np.empty(len(by), np.int64)
     group[np.argsort(by, kind="stable")] = np.arange(len(by)) * n_groups // len(by)
-    return log._replace(arms=group[log.arms], n_arms=n_groups)
+    return group
 
 
 def bank(path: Path = BANK) -> tuple[Floats, Floats]:

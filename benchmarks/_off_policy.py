@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandolero.policies import Policy, choose, cumulative
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -59,35 +57,6 @@ class Value(NamedTuple):
     error: float
     gain: float
     gain_error: float
-
-
-class Flat:
-    """A policy without context behind the protocol of those with it."""
-
-    def __init__(self, policy: Policy[Any]) -> None:
-        self.policy, self.kind = policy, policy.kind
-
-    def init(self, n_arms: int) -> Any:
-        """State before any data."""
-        return self.policy.init(n_arms)
-
-    def update(self, state: Any, arms: Ints, rewards: Floats, features: Floats) -> Any:
-        """State after trials; features teach it nothing."""
-        return self.policy.update(state, arms, rewards)
-
-    def prepare(self, state: Any) -> tuple[Floats, list[float]]:
-        """Probabilities of all arms, and their running sums."""
-        arms = len(state[0])
-        probabilities = self.policy.probabilities(state, np.arange(arms))
-        return probabilities, cumulative(probabilities)
-
-    def draw(
-        self, prepared: Any, eligible: Ints, x: Floats, u: float
-    ) -> tuple[int, float, Floats]:
-        """Arm, its propensity, all probabilities; all arms have to be eligible."""
-        probabilities, sums = prepared
-        arm = choose(sums, u)
-        return arm, float(probabilities[arm]), probabilities
 
 
 def replay(policy: Any, log: Log, every: int, seed: Sequence[int]) -> Replayed:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from benchmarks._protocols import WithoutContext
 from numpy.typing import NDArray
 
 from bandolero.inference.priors import BetaPrior, fit_beta_prior
@@ -79,29 +80,6 @@ class Gains(NamedTuple):
     mean_error: float
 
 
-class WithoutContext:
-    """A policy with context behind the protocol of those without: x is 1, always."""
-
-    mode = "explore"
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.kind = policy, policy.kind
-
-    def init(self, n_arms: int) -> Any:
-        """State before any data."""
-        return self.policy.init(n_arms)
-
-    def update(self, state: Any, arms: Ints, rewards: Floats) -> Any:
-        """State after trials."""
-        return self.policy.update(state, arms, rewards, np.ones((len(arms), 1)))
-
-    def probabilities(self, state: Any, eligible: Ints) -> Floats:
-        """Probability of each arm of `eligible` competing alone."""
-        prepared = self.policy.prepare(state)
-        shares = self.policy.probabilities(prepared, eligible, np.ones(1))
-        return np.asarray(shares, np.float64)
-
-
 def read_tests(path: Path = ARCHIVE) -> tuple[HeadlineTest, ...]:
     """All tests with at least two packages and a click, in order of name."""
     columns = ["clickability_test_id", "headline", "eyecatcher_id"]
@@ -138,6 +116,12 @@ def is_factorial(test: HeadlineTest) -> bool:
     cells = set(zip(test.headlines.tolist(), test.images.tolist(), strict=True))
     complete = len(cells) == len(test.rates) == n_headlines * n_images
     return bool(complete and min(n_headlines, n_images) > 1)
+
+
+def attributes(test: HeadlineTest) -> list[dict[str, object]]:
+    """Which headline and which image each variant has."""
+    pairs = zip(test.headlines.tolist(), test.images.tolist(), strict=True)
+    return [{"headline": headline, "image": image} for headline, image in pairs]
 
 
 def shrunk(test: HeadlineTest) -> HeadlineTest:

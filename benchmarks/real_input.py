@@ -17,21 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # when run as a script
 
 from benchmarks import _logs, _off_policy, _upworthy
 from benchmarks._machine import PACKAGES, print_header
-from benchmarks._off_policy import Flat, Log, Value, replay, value
+from benchmarks._off_policy import Log, Value, replay, value
+from benchmarks._protocols import Flat, WithoutContext
 from benchmarks._upworthy import (
     HeadlineTest,
     Make,
-    WithoutContext,
     play_all,
     priors_of_others,
     read_tests,
 )
 
+from bandolero.attributes import attribute_features
 from bandolero.policies import (
     BetaThompson,
     EpsilonGreedy,
@@ -41,8 +43,12 @@ from bandolero.policies import (
     TopTwoThompson,
     Uniform,
 )
+from bandolero.policies.factorial_thompson import FactorialThompson
 from bandolero.policies.linear_thompson import LinearThompson
 from bandolero.policies.logistic_thompson import LogisticThompson
+from bandolero.policies.shared_linear_thompson import SharedLinearThompson
+
+Floats = NDArray[np.float64]
 
 SEED = 2026
 BATCH = 200
@@ -118,16 +124,29 @@ def print_crossed() -> None:
     tests = read_tests()
     kept = [index for index, test in enumerate(tests) if _upworthy.is_factorial(test)]
     crossed = [tests[index] for index in kept]
-    policies = of_kept(flat_policies(tests), kept) | regressions()
+    policies = of_kept(flat_policies(tests), kept) | regressions(crossed)
     print_gains("Upworthy, headline x image", crossed, policies, CROSSED_SEEDS)
 
 
-def regressions() -> dict[str, Make]:
-    """Policies that regress rewards on features, here on none but the intercept."""
+def regressions(tests: Sequence[HeadlineTest]) -> dict[str, Make]:
+    """Policies that regress rewards on a variant's attributes, or on its name alone."""
+    attributes = [_upworthy.attributes(test) for test in tests]
+    shared = [attribute_features(variants).matrix for variants in attributes]
     return {
         "linear_thompson, no context": lambda _: WithoutContext(LinearThompson(1)),
         "logistic_thompson, no context": lambda _: WithoutContext(LogisticThompson(1)),
+        "shared_linear_thompson, attributes": lambda i: WithoutContext(
+            SharedLinearThompson(1, rows_of(shared[i]))
+        ),
+        "factorial_thompson, and pairs": lambda i: WithoutContext(
+            FactorialThompson.of(attributes[i], 1)
+        ),
     }
+
+
+def rows_of(matrix: Floats) -> tuple[tuple[float, ...], ...]:
+    """A matrix as policies hold it."""
+    return tuple(tuple(row) for row in matrix.tolist())
 
 
 def of_kept(policies: dict[str, Make], kept: Sequence[int]) -> dict[str, Make]:
@@ -199,6 +218,9 @@ def print_open_bandit() -> None:
     )
     prior = tuple(zip(items.alpha, items.beta, strict=True))
     policies["beta_thompson, production prior"] = Flat(BetaThompson(arm_priors=prior))
+    # No context here: 80 items by 28 features would be 1,148 coefficients.
+    shared = SharedLinearThompson(1, rows_of(_logs.item_features(items)))
+    policies["shared_linear_thompson, no context"] = Flat(WithoutContext(shared))
     # An arm in eighty is accepted: with more between updates nothing would be learned.
     print_replays(f"{log.n_arms} items", log, policies, BATCH // 10)
 

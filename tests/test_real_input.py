@@ -16,7 +16,8 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import _logs, _off_policy, _upworthy  # noqa: E402 - needs the path
-from benchmarks._off_policy import Flat, Log, replay, value  # noqa: E402
+from benchmarks._off_policy import Log, replay, value  # noqa: E402
+from benchmarks._protocols import Flat, WithoutContext  # noqa: E402
 from benchmarks._upworthy import HeadlineTest, gap_captured  # noqa: E402
 
 needs_upworthy = pytest.mark.skipif(
@@ -127,6 +128,16 @@ def test_crossed_tests_are_found() -> None:
     assert not _upworthy.is_factorial(four._replace(images=np.array([0, 1, 0, 0])))
     assert not _upworthy.is_factorial(four)
     assert _upworthy.levels(["b", "a", "b"]).tolist() == [0, 1, 0]
+    assert _upworthy.attributes(four)[2] == {"headline": 1, "image": 0}
+
+
+def test_a_policy_with_context_plays_without() -> None:
+    """It sees 1 for features, and ends at the variant that always clicks."""
+    test = headline_test((0.0, 1.0), each=500)
+    policy = WithoutContext(LinearThompson(1))
+    played = _upworthy.play(policy, test, 100, 0.0, np.random.default_rng(1))
+    assert played.best_share == pytest.approx(1.0, abs=1e-6)
+    assert 900 < played.clicks < 1000
 
 
 # --- replay ---------------------------------------------------------------------------
