@@ -22,31 +22,21 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1]))  # when run as a script
 
 from benchmarks import _logs, _off_policy, _upworthy
+from benchmarks._line_up import (
+    contextual_policies,
+    flat_policies,
+    of_kept,
+    regressions,
+    with_items,
+)
 from benchmarks._machine import PACKAGES, print_header
 from benchmarks._off_policy import Log, Value, replay, value
-from benchmarks._protocols import Flat, WithoutContext
 from benchmarks._upworthy import (
     HeadlineTest,
     Make,
     play_all,
-    priors_of_others,
     read_tests,
 )
-
-from bandolero.attributes import attribute_features
-from bandolero.policies import (
-    BetaThompson,
-    EpsilonGreedy,
-    GaussianThompson,
-    Greedy,
-    PoissonThompson,
-    TopTwoThompson,
-    Uniform,
-)
-from bandolero.policies.factorial_thompson import FactorialThompson
-from bandolero.policies.linear_thompson import LinearThompson
-from bandolero.policies.logistic_thompson import LogisticThompson
-from bandolero.policies.shared_linear_thompson import SharedLinearThompson
 
 Floats = NDArray[np.float64]
 
@@ -82,31 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --- Upworthy ------------------------------------------------------------------------
 
 
-def flat_policies(tests: Sequence[HeadlineTest]) -> dict[str, Make]:
-    """Policies by name, each by the index of the test it is for."""
-    priors = [(prior.alpha, prior.beta) for prior in priors_of_others(tests, SEED)]
-    told = " | ".join(f"Beta({a:.2f}, {b:.0f})" for a, b in sorted(set(priors)))
-    print(f"fitted priors, each on the half that it does not serve: {told}")
-    return {
-        "beta_thompson, Beta(1, 1)": lambda _: BetaThompson(),
-        "beta_thompson, fitted prior": lambda i: BetaThompson(*priors[i]),
-        "top_two_thompson, Beta(1, 1)": lambda _: TopTwoThompson(),
-        "top_two_thompson, fitted prior": lambda i: TopTwoThompson(*priors[i]),
-        "poisson_thompson, Gamma(1, 1)": lambda _: PoissonThompson(),
-        "gaussian_thompson": lambda _: GaussianThompson(),
-        "greedy": lambda _: Greedy(),
-        "greedy, fitted prior": lambda i: Greedy(
-            priors[i][0] / sum(priors[i]), sum(priors[i])
-        ),
-        "epsilon_greedy, 5 %": lambda _: EpsilonGreedy(),
-        "uniform": lambda _: Uniform(),
-    }
-
-
 def print_upworthy() -> None:
     """Every test, observed rates for the truth."""
     tests = read_tests()
-    print_gains("Upworthy, observed rates", tests, flat_policies(tests))
+    print_gains("Upworthy, observed rates", tests, flat_policies(tests, SEED))
 
 
 def print_less_noise() -> None:
@@ -115,7 +84,7 @@ def print_less_noise() -> None:
     some = np.random.default_rng(SEED).choice(len(tests), N_LESS_NOISE, replace=False)
     kept = sorted(some.tolist())
     shrunk = [_upworthy.shrunk(tests[index]) for index in kept]
-    policies = of_kept(flat_policies(tests), kept)
+    policies = of_kept(flat_policies(tests, SEED), kept)
     print_gains("Upworthy, rates less noise", shrunk, policies)
 
 
@@ -124,38 +93,8 @@ def print_crossed() -> None:
     tests = read_tests()
     kept = [index for index, test in enumerate(tests) if _upworthy.is_factorial(test)]
     crossed = [tests[index] for index in kept]
-    policies = of_kept(flat_policies(tests), kept) | regressions(crossed)
+    policies = of_kept(flat_policies(tests, SEED), kept) | regressions(crossed)
     print_gains("Upworthy, headline x image", crossed, policies, CROSSED_SEEDS)
-
-
-def regressions(tests: Sequence[HeadlineTest]) -> dict[str, Make]:
-    """Policies that regress rewards on a variant's attributes, or on its name alone."""
-    attributes = [_upworthy.attributes(test) for test in tests]
-    shared = [attribute_features(variants).matrix for variants in attributes]
-    return {
-        "linear_thompson, no context": lambda _: WithoutContext(LinearThompson(1)),
-        "logistic_thompson, no context": lambda _: WithoutContext(LogisticThompson(1)),
-        "shared_linear_thompson, attributes": lambda i: WithoutContext(
-            SharedLinearThompson(1, rows_of(shared[i]))
-        ),
-        "factorial_thompson, and pairs": lambda i: WithoutContext(
-            FactorialThompson.of(attributes[i], 1)
-        ),
-    }
-
-
-def rows_of(matrix: Floats) -> tuple[tuple[float, ...], ...]:
-    """A matrix as policies hold it."""
-    return tuple(tuple(row) for row in matrix.tolist())
-
-
-def of_kept(policies: dict[str, Make], kept: Sequence[int]) -> dict[str, Make]:
-    """The policies by the index of a test among those that were kept."""
-
-    def among(make: Make) -> Make:
-        return lambda index: make(kept[index])
-
-    return {name: among(make) for name, make in policies.items()}
 
 
 def print_gains(
@@ -192,17 +131,6 @@ def print_gains(
 # --- replay --------------------------------------------------------------------------
 
 
-def contextual_policies(n_features: int) -> dict[str, Any]:
-    """Policies by name, all with their default settings, behind one protocol."""
-    return {
-        "uniform": Flat(Uniform()),
-        "greedy": Flat(Greedy()),
-        "beta_thompson": Flat(BetaThompson()),
-        "linear_thompson": LinearThompson(n_features),
-        "logistic_thompson": LogisticThompson(n_features),
-    }
-
-
 def print_open_bandit() -> None:
     """Replay of Open Bandit's random log, by item and by groups of items."""
     log, items = _logs.open_bandit(), _logs.open_bandit_items()
@@ -216,11 +144,7 @@ def print_open_bandit() -> None:
     print_replays(
         f"{GROUPS} groups of items by item_feature_0", groups, policies, BATCH
     )
-    prior = tuple(zip(items.alpha, items.beta, strict=True))
-    policies["beta_thompson, production prior"] = Flat(BetaThompson(arm_priors=prior))
-    # No context here: 80 items by 28 features would be 1,148 coefficients.
-    shared = SharedLinearThompson(1, rows_of(_logs.item_features(items)))
-    policies["shared_linear_thompson, no context"] = Flat(WithoutContext(shared))
+    policies = policies | with_items(items)
     # An arm in eighty is accepted: with more between updates nothing would be learned.
     print_replays(f"{log.n_arms} items", log, policies, BATCH // 10)
 
