@@ -78,7 +78,7 @@ def best(
 
 
 def share_of(best: Ints, combination: Ints) -> float:
-    """Share of the draws whose best is `combination`."""
+    """Share of the draws, best (n_draws, n_attributes), that are `combination`."""
     return _count(best, combination) / len(best)
 
 
