@@ -80,9 +80,9 @@ def test_without_a_prior_the_data_give_it(kind: str) -> None:
     assert np.isnan(policy.init(2).prior_mean).all()
 
 
-@pytest.mark.parametrize("kind", sorted(REWARDS))
+@pytest.mark.parametrize("kind", sorted(PRIOR_PARAMETERS))
 def test_thompson_policies_take_a_half_life(kind: str) -> None:
-    """With a half-life what is counted is real numbers; without, or null, as before."""
+    """Those with a prior for each variant do: then what is counted is real numbers."""
     objective = {"reward": REWARDS[kind][0]}
     for half_life_s, dtype in ((3600.0, np.float64), (None, np.int64)):
         policy = {"kind": kind, "half_life_s": half_life_s}
