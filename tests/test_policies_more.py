@@ -25,7 +25,6 @@ from bandolero.policies import (
     TopTwoThompson,
     Uniform,
     learn,
-    with_limits,
 )
 from bandolero.policies.base import Floats, Ints, grow, take
 from bandolero.policies.gaussian_thompson import posterior
@@ -71,10 +70,6 @@ every_forgetful = pytest.mark.parametrize("policy", FORGETFUL, ids=lambda p: p.k
 arms = st.integers(0, N_ARMS - 1)
 trials = st.lists(st.tuples(arms, st.integers(0, 3).map(float)), max_size=40)
 sets = st.sets(arms, min_size=1).map(lambda some: np.array(sorted(some), np.int64))
-shares = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12).filter(
-    lambda weights: sum(weights) > 1e-3
-)
-distributions = shares.map(lambda w: np.array(w) / sum(w))
 
 
 def columns(told: Told) -> tuple[Ints, Floats]:
