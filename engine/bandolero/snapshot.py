@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bandolero.codec import pack, unpack
-from bandolero.draws import drawer, experiment_key
+from bandolero.draws import drawer, draws, experiment_key
 from bandolero.experiment import Experiment, ExperimentRecord
 from bandolero.policies import (
     STATES,
@@ -89,9 +89,9 @@ class Snapshot:
     probabilities: Floats
     correction: tuple[Any, ...] | None = None
     key: bytes = field(init=False)
-    draws: Callable[[bytes], tuple[float, float]] = field(init=False)
-    holdout_share: float = field(init=False)
-    needs_unit: bool = field(init=False)
+    draw: Callable[[bytes], float] = field(init=False)
+    is_plain: bool = field(init=False)
+    mode: str = field(init=False)
     policy: Policy[Any] = field(init=False)
     full: Distribution = field(init=False)
     sets: dict[tuple[int, ...], Distribution] = field(init=False)
@@ -101,12 +101,12 @@ class Snapshot:
         """Derive what is looked up per decision."""
         put = object.__setattr__
         put(self, "key", experiment_key(self.tenant, self.experiment.experiment))
-        put(self, "draws", drawer(self.key))
+        put(self, "draw", drawer(self.key))
         limits = self.experiment.allocation
-        put(self, "holdout_share", limits.holdout_share)
-        needs_unit = limits.holdout_share > 0.0 or limits.sticky == "unit"
-        put(self, "needs_unit", needs_unit)
+        is_plain = limits.holdout_share == 0.0 and limits.sticky != "unit"
+        put(self, "is_plain", is_plain)
         put(self, "policy", policy_of(self.experiment))
+        put(self, "mode", self.policy.mode)
         active = tuple(int(arm) for arm in self.active)
         put(self, "full", _distribution(self.probabilities, active, EXACT))
         put(self, "sets", {active: self.full})
@@ -192,17 +192,26 @@ def decide(
     eligible
         Arms that may be drawn, ascending, not empty; None for all active ones.
     """
-    draw, held = snapshot.draws(nonce)
-    if unit is not None and snapshot.needs_unit:
-        of_unit, held = snapshot.draws(unit.encode("utf-8", "surrogatepass"))
-        is_sticky = snapshot.experiment.allocation.sticky == "unit"
-        draw = of_unit if is_sticky else draw
     given = snapshot.full if eligible is None else snapshot.distribution(eligible)
-    if held < snapshot.holdout_share:
-        return _draw_holdout(given.eligible, draw)
+    if snapshot.is_plain:
+        draw = snapshot.draw(nonce)
+    else:
+        draw, held = _draws(snapshot, nonce, unit)
+        if held < snapshot.experiment.allocation.holdout_share:
+            return _draw_holdout(given.eligible, draw)
     arm = choose(given.cumulative, draw)
     # What `Drawn(...)` comes to, less a call: this is the way of every decision.
-    return _new(Drawn, (arm, given.probabilities[arm], draw, snapshot.policy.mode))
+    return _new(Drawn, (arm, given.probabilities[arm], draw, snapshot.mode))
+
+
+def _draws(snapshot: Snapshot, nonce: bytes, unit: str | None) -> tuple[float, float]:
+    """The draw and the holdout's number, where there is a holdout or units are sticky."""
+    of_nonce = draws(snapshot.key, nonce)
+    if unit is None:
+        return of_nonce
+    of_unit = draws(snapshot.key, unit.encode("utf-8", "surrogatepass"))
+    is_sticky = snapshot.experiment.allocation.sticky == "unit"
+    return of_unit.arm if is_sticky else of_nonce.arm, of_unit.holdout
 
 
 def rederive(
