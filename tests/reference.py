@@ -5,7 +5,7 @@ implementation: no kernels, no shared helpers, no tricks.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from math import factorial
@@ -337,6 +337,29 @@ def live_cuts(decisions: list[Row], objective: Objective) -> list[int]:
         if d["log_ms"] - d["decided_at_ms"] <= 60 * 60 * 1000
         else -1
         for d in decisions
+    ]
+
+
+def trials(
+    decisions: list[Row],
+    events: list[Row],
+    objective: Objective,
+    variant_ids: Sequence[str],
+    cut: int | None = None,
+) -> list[tuple[int, float, int]]:
+    """Arm, reward and close of every trial, as the live fold or one cut for all has it."""
+    learned = [d for d in decisions if d["mode"] != "fallback"]
+    cuts = live_cuts(learned, objective) if cut is None else [cut] * len(learned)
+    outcomes = settle(learned, events, objective, cuts)
+    window_ms = round(objective.attribution_window_s * 1000)
+    return [
+        (
+            variant_ids.index(d["variant_id"]),
+            outcomes[d["decision_id"]].reward_micros / 1e6,
+            d["log_ms"] + window_ms + 1000,
+        )
+        for d in learned
+        if d["decision_id"] in outcomes and outcomes[d["decision_id"]].trial
     ]
 
 

@@ -125,6 +125,22 @@ def stories(draw: st.DrawFn, reward: str | None = None, tenant: str = "acme") ->
     return Story(spec, _in_log_order(made), _in_log_order(told))
 
 
+FORGETFUL = {
+    "binary": "top_two_thompson",
+    "count": "poisson_thompson",
+    "value": "gaussian_thompson",
+}
+"""A policy that can forget, by the reward it learns from."""
+
+
+def forgetting(story: Story, half_life_s: float) -> Story:
+    """The same story, of an experiment whose data fade."""
+    spec = story.experiment.model_dump(mode="json")
+    kind = FORGETFUL[spec["objective"]["reward"]]
+    spec["policy"] = {"kind": kind, "half_life_s": half_life_s}
+    return story._replace(experiment=parse_experiment(spec))
+
+
 def cuts_near(story: Story) -> st.SearchStrategy[int]:
     """Log times about the closes of a story's decisions."""
     window_ms = story.objective.window_ms

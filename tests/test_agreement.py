@@ -47,7 +47,7 @@ class Books:
         data = self.store.folds(self.shard).get(f"acme/{self.name}")
         if data is None:
             return {v: [0, 0] for v in VARIANTS}
-        state: Any = state_from_bytes("beta_thompson", data)
+        state: Any = state_from_bytes("beta_thompson", data)[0]
         return _by_variant(state.trials, state.successes)
 
     def served(self) -> Snapshot:
@@ -82,7 +82,7 @@ class Books:
         here_ms = time.time_ns() // 1_000_000
         wait_for(lambda: self.lake.watermark_ms() > here_ms, 30, "the lake")
 
-    def replayed(self, n: int) -> None:
+    def replayed(self, n: int, how: str = "bit for bit") -> None:
         """Wait until replay folds `n` decisions of the lake, to the state served."""
 
         def agrees() -> str:
@@ -90,7 +90,7 @@ class Books:
             assert "does not give" not in done.stderr, done.stderr
             return done.stdout if f"{n:,} decisions" in done.stdout else ""
 
-        assert "bit for bit" in wait_for(agrees, 30, f"replay of {n} decisions")
+        assert how in wait_for(agrees, 30, f"replay of {n} decisions")
 
     def refreshed(self) -> dict[str, Any]:
         """The summary of a refresh of everything logged by now."""
@@ -195,6 +195,56 @@ def refresh_again(books: Books, after: dict[str, list[int]]) -> None:
         np.array_equal(a, b) for a, b in zip(twice.state, snapshot.state, strict=True)
     )
     assert books.reported() == after
+
+
+HALF_LIFE_MS = 60_000
+
+
+def remaining(books: Books, hits: set[str], now_ms: int) -> dict[str, list[float]]:
+    """Trials and hits by variant, every decision of the lake fading since its close."""
+    left = {v: [0.0, 0.0] for v in VARIANTS}
+    for row in books.lake.read("decisions")[0].to_pylist():
+        if row["mode"] != "fallback":
+            weight = 0.5 ** ((now_ms - row["log_ms"] - 2_000) / HALF_LIFE_MS)
+            left[row["variant_id"]][0] += weight
+            left[row["variant_id"]][1] += weight * (row["decision_id"] in hits)
+    return left
+
+
+def holds(snapshot: Snapshot, left: dict[str, list[float]]) -> None:
+    """The snapshot's state is what remains, to 1e-9."""
+    state: Any = snapshot.state
+    told = np.array([left[v] for v in VARIANTS]).T
+    np.testing.assert_allclose([state.trials, state.successes], told, rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120 * SLOWER)
+def test_a_fading_experiment_is_learned_corrected_and_replayed() -> None:
+    """With a half-life, beliefs are those of faded data at every time; reports are facts."""
+    with running_server() as server:
+        tally, name = Tally(), "fading"
+        policy = {"kind": "beta_thompson", "half_life_s": HALF_LIFE_MS / 1000}
+        server.begin({**specification(name), "policy": policy})
+        books = Books(server, name)
+        play(server, name, tally, random.Random(3), 300)
+        wait_for(lambda: books.reported() == expected(tally), 40, "all settle")
+        hits = {str(made.answer["decision_id"]) for made in tally.clicked}
+        assert books.refreshed()["corrected_experiments"] == {}
+        for _ in range(2):  # no traffic between them
+            snapshot = books.publish()
+            holds(snapshot, remaining(books, hits, snapshot.created_at_ms))
+        _, change = tell_late(books, tally)
+        hits -= {str(made.answer["decision_id"]) for made in tally.clicked[:10]}
+        hits |= {str(made.answer["decision_id"]) for made in tally.missed[:25]}
+        books.refreshed()
+        after = {v: [tally.decisions[v], tally.hits[v] + change[v]] for v in VARIANTS}
+        assert books.reported() == after
+        snapshot = books.publish()
+        assert snapshot.correction is not None
+        holds(snapshot, remaining(books, hits, snapshot.created_at_ms))
+        books.replayed(tally.decisions.total(), "fold to the state")
+        books.store.close()
 
 
 @pytest.mark.timeout(120 * SLOWER)

@@ -10,6 +10,7 @@ from bandolero.policies import (
     BetaState,
     BetaThompson,
     EpsilonGreedy,
+    Forgetful,
     GammaState,
     GaussianThompson,
     Greedy,
@@ -55,6 +56,11 @@ def faults(**fields: Any) -> dict[str, str]:
             "value",
             GaussianThompson(-1.0, 2.0),
         ),
+        (
+            {"kind": "beta_thompson", "half_life_s": 86_400},
+            "binary",
+            BetaThompson(half_life_s=86_400.0),
+        ),
         ({"kind": "greedy", "prior_mean": 0.5}, "binary", Greedy(0.5)),
         ({"kind": "epsilon_greedy", "prior_mean": 1.0}, "value", EpsilonGreedy(1.0)),
     ],
@@ -72,6 +78,43 @@ def test_without_a_prior_the_data_give_it(kind: str) -> None:
     policy = policy_of(experiment(policy={"kind": kind}, objective={"reward": "value"}))
     assert repr(policy) == repr(type(policy)())
     assert np.isnan(policy.init(2).prior_mean).all()
+
+
+@pytest.mark.parametrize("kind", sorted(PRIOR_PARAMETERS))
+def test_thompson_policies_take_a_half_life(kind: str) -> None:
+    """Those with a prior for each variant do: then what is counted is real numbers."""
+    objective = {"reward": REWARDS[kind][0]}
+    for half_life_s, dtype in ((3600.0, np.float64), (None, np.int64)):
+        policy = {"kind": kind, "half_life_s": half_life_s}
+        made = policy_of(experiment(policy=policy, objective=objective))
+        assert isinstance(made, Forgetful)
+        assert made.half_life_s == half_life_s
+        assert made.init(2).trials.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        (59.9, "must be greater than or equal to 60."),
+        (400_000_000, "must be less than or equal to 315576000."),
+        (-1.0, "must be greater than or equal to 60."),
+        ("3600", "must be a valid number."),
+        (True, "must be a valid number."),
+    ],
+)
+def test_half_life_has_limits(given: object, rule: str) -> None:
+    """From a minute to ten years, as a number; the message says so."""
+    found = faults(policy={"kind": "beta_thompson", "half_life_s": given})
+    message = f"policy.half_life_s == {given!r}, {rule}"
+    assert found == {"policy.half_life_s": message}
+
+
+@pytest.mark.parametrize("kind", ["greedy", "epsilon_greedy", "uniform"])
+def test_policies_that_cannot_forget_refuse_a_half_life(kind: str) -> None:
+    """A half-life that nothing would read is refused."""
+    found = faults(policy={"kind": kind, "half_life_s": 3600.0})
+    message = "policy.half_life_s is not a known field."
+    assert found == {"policy.half_life_s": message}
 
 
 @pytest.mark.parametrize("kind", sorted(REWARDS))

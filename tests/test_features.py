@@ -19,7 +19,6 @@ from bandolero.features import (
     FeatureMap,
     encode,
     known_context,
-    n_features,
 )
 
 SCHEMA: list[ContextField] = [
@@ -43,7 +42,7 @@ def test_by_hand() -> None:
     """Intercept, one of three levels, sine and cosine of six o'clock, a number."""
     x = encode(SCHEMA, {"device": "pc", "hour": 6, "age": 2.5})
     assert_allclose(x, [1, 0, 1, 0, 1, 0, 2.5], atol=1e-12)
-    assert n_features(SCHEMA) == 7
+    assert FeatureMap(SCHEMA).n_features == 7
     assert FeatureMap(SCHEMA).names[3] == "device=other"
 
 

@@ -10,20 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from bandolero.experiment import Experiment
-from bandolero.fold import (
-    DAY_MS,
-    Epoch,
-    Fold,
-    advance,
-    epoch_key,
-    grown,
-    init_fold,
-    merge,
-    padded,
-)
+import reference_policies
+from bandolero.epochs import DAY_MS, Epoch, epoch_key, merge, padded
+from bandolero.experiment import BetaThompsonSpec, Experiment
+from bandolero.fold import Fold, advance, grown, init_fold
 from bandolero.policies import BetaState
+from bandolero.settle import GRACE_MS
 from strategies import (
+    FORGETFUL,
     START_MS,
     UNKNOWN_VERSION,
     VARIANTS,
@@ -35,6 +29,7 @@ from strategies import (
     event,
     events_table,
     experiment,
+    forgetting,
     stories,
 )
 
@@ -68,11 +63,11 @@ def image(fold: Fold, *, exactly: bool = True) -> tuple[Any, ...]:
     epochs = {
         key: [
             part.tobytes() if isinstance(part, np.ndarray) else part
-            for part in (epoch if exactly else epoch[:-1])
+            for part in (epoch if exactly else epoch[:-2])
         ]
         for key, epoch in fold.epochs.items()
     }
-    return [array.tobytes() for array in fold.state], epochs
+    return [array.tobytes() for array in fold.state], epochs, fold.learned_to_ms
 
 
 def only(fold: Fold) -> Epoch:
@@ -149,6 +144,64 @@ def test_state_is_the_sum_of_the_epochs(story: Story) -> None:
         hits += epoch.rewards_micros // 1_000_000
     assert fold.state.trials.tolist() == trials.tolist()
     assert fold.state.successes.tolist() == hits.tolist()
+
+
+# --- forgetting -----------------------------------------------------------------------
+
+every_reward = pytest.mark.parametrize("reward", sorted(FORGETFUL))
+
+
+@every_reward
+@given(st.data())
+def test_fading_folds_agree_in_any_grouping(reward: str, data: st.DataObject) -> None:
+    """Batches of a fading fold give one fold's state and its time; rollups do not fade.
+
+    To 1e-9 of the largest number: values may be taken back, and what is left is rounding.
+    """
+    plain = data.draw(stories(reward=reward))
+    story, n = forgetting(plain, 60.0), len(plain.decisions)
+    ends = data.draw(st.lists(st.integers(0, n), max_size=4))
+    whole, parts = folded(story, []), folded(story, ends)
+    assert parts.learned_to_ms == whole.learned_to_ms
+    for one, other in zip(parts.state, whole.state, strict=True):
+        scale = np.abs(other).max() if np.isfinite(other).all() else 1.0
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * max(scale, 1.0))
+    assert image(whole)[1] == image(folded(plain, []))[1]
+
+
+@given(stories(reward="binary"))
+def test_every_trial_fades_from_its_own_close(plain: Story) -> None:
+    """The state is that of a twin who weighs each settled trial by its own age."""
+    story = forgetting(plain, 60.0)
+    told = reference.trials(story.decisions, story.events, story.objective, VARIANTS)
+    fold = folded(story, [])
+    assert isinstance(fold.state, BetaState)
+    assert fold.learned_to_ms == max((at_ms for *_, at_ms in told), default=0)
+    exact = np.array(reference_policies.faded(told, 3, fold.learned_to_ms, 60.0))
+    np.testing.assert_allclose(fold.state.trials, exact[:, 0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fold.state.successes, exact[:, 1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_half_life_between_two_trials_counts_the_first_half() -> None:
+    """Two decisions a minute apart, half-life a minute: trials 1/2 + 1 when the last closed."""
+    spec = SPEC.model_copy(update={"policy": BetaThompsonSpec(half_life_s=60.0)})
+    rows = [decision(), decision(decision_id="d2", decided_at_ms=START_MS + 60_000)]
+    fold = fold_of(rows, [event()], spec)
+    assert fold.learned_to_ms == START_MS + 60_000 + 2_000 + GRACE_MS
+    assert isinstance(fold.state, BetaState)
+    assert fold.state.trials.tolist() == [1.5, 0.0, 0.0]
+    assert fold.state.successes.tolist() == [0.5, 0.0, 0.0]
+    counted = sum(int(epoch.trials[0]) for epoch in fold.epochs.values())
+    assert counted == 2
+
+
+def test_fold_is_as_of_its_last_trial_also_where_nothing_fades() -> None:
+    """The time is kept by every fold; a batch without a trial leaves it."""
+    fold = fold_of([decision()])
+    assert fold.learned_to_ms == START_MS + 2_000 + GRACE_MS
+    none = decisions_table([]), events_table([])
+    assert advance(SPEC, fold, *none, VECTORS).learned_to_ms == fold.learned_to_ms
+    assert init_fold(SPEC).learned_to_ms == 0
 
 
 # --- by hand ------------------------------------------------------------------------

@@ -7,16 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from bandolero.experiment import Experiment, ExperimentRecord
+import reference
+import reference_policies
+from bandolero.experiment import Experiment, ExperimentRecord, GaussianThompsonSpec
 from bandolero.fold import FALLBACK, MEASURES, Correction, Fold, advance, init_fold
 from bandolero.inference.priors import MIN_VARIANTS, fit_beta_prior
 from bandolero.lake.catalog import Lake
 from bandolero.lake.refresh import Refreshed, refresh
-from bandolero.policies import policy_of
+from bandolero.policies import aged, policy_of
 from bandolero.settle import GRACE_MS, LOST_AFTER_MS, settle
 from strategies import (
     FAR_MS,
+    FORGETFUL,
     START_MS,
     VARIANTS,
     VECTORS,
@@ -27,6 +31,7 @@ from strategies import (
     event,
     events_table,
     experiment,
+    forgetting,
     stories,
 )
 
@@ -76,7 +81,7 @@ def changes(**measures: float) -> dict[str, float]:
 def test_nothing_late_is_nothing_to_correct(tmp_path: Path) -> None:
     """Where all came in time the correction is empty, and yet there is one."""
     found = refreshed(tmp_path, [decision()], [event()])
-    assert found.corrections == [Correction("acme", "hats", UNTIL_MS, {})]
+    assert found.corrections == [Correction("acme", "hats", UNTIL_MS, {}, {})]
     assert (found.decisions, found.events, found.settled) == (1, 1, 1)
     assert found.late_events == 0
 
@@ -158,7 +163,7 @@ def test_empty_lake_is_no_fault(tmp_path: Path) -> None:
     """Refreshing nothing, or for nobody, finds nothing."""
     found = refresh(Lake(tmp_path), [record_of(CLICKS)])
     assert (found.watermark_ms, found.settled, found.rollups.num_rows) == (0, 0, 0)
-    assert found.corrections == [Correction("acme", "hats", 0, {})]
+    assert found.corrections == [Correction("acme", "hats", 0, {}, {})]
     lake = lake_of(tmp_path / "full", [decision()], [event()])
     assert refresh(lake, []).corrections == []
 
@@ -204,7 +209,7 @@ def live_fold(story: Story) -> Fold:
 
 def corrected(spec: Experiment, state: Any, change: dict[str, dict[str, float]]) -> Any:
     """The state with a correction, as the learner adds it."""
-    policy = policy_of(spec)
+    policy: Any = policy_of(spec)
     trials, hits = (
         np.array([change.get(v, {}).get(name, 0) for v in VARIANTS], np.int64)
         for name in ("trials", "hits")
@@ -228,23 +233,30 @@ def test_correction_makes_live_counts_final(
     arms = np.array([VARIANTS.index(v) for v in decisions["variant_id"].to_pylist()])
     arms = arms.astype(np.int64)[final.row][final.trial]
     rewards = final.reward_micros[final.trial] / 1e6
-    policy = policy_of(story.experiment)
+    policy: Any = policy_of(story.experiment)
     expected = policy.update(policy.init(len(VARIANTS)), arms, rewards)
     live = live_fold(story).state
     got = corrected(story.experiment, live, correction.changes)
     assert [a.tobytes() for a in got] == [a.tobytes() for a in expected]
 
 
-def test_unordered_sums_are_no_correction(tmp_path: Path) -> None:
-    """Squares of many values, summed in any order, differ by less than a correction."""
+@pytest.mark.parametrize("half_life_s", [None, 60.0])
+def test_unordered_sums_are_no_correction(
+    tmp_path: Path, half_life_s: float | None
+) -> None:
+    """Squares, and what has faded, summed in any order, differ by less than a correction."""
     n = 150_000
     rng = np.random.default_rng(3)
     micros = rng.integers(1, 10**9, n)
     ids = [f"d{i}" for i in range(n)]
-    made = _columns(decision(), n) | {"decision_id": ids}
+    made_ms = np.arange(START_MS, START_MS + n)  # so that none weighs like another
+    made = _columns(decision(), n)
+    made |= {"decision_id": ids, "decided_at_ms": made_ms, "log_ms": made_ms}
     told = _columns(event(type="conversion"), n) | {
         "decision_id": ids,
         "value_micros": micros,
+        "at_ms": made_ms,
+        "log_ms": made_ms,
     }
     decisions, events = (
         pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
@@ -255,8 +267,87 @@ def test_unordered_sums_are_no_correction(tmp_path: Path) -> None:
     )
     lake = Lake(tmp_path)
     lake.commit("0", 0, UNTIL_MS, {"decisions": decisions, "events": events})
-    (correction,) = refresh(lake, [record_of(SALES)]).corrections
-    assert correction.changes == {}
+    policy = GaussianThompsonSpec(kind="gaussian_thompson", half_life_s=half_life_s)
+    spec = SALES.model_copy(update={"policy": policy})
+    (correction,) = refresh(lake, [record_of(spec)], START_MS + n + 4_000).corrections
+    assert (correction.changes, correction.faded) == ({}, {})
+
+
+# --- forgetting -----------------------------------------------------------------------------
+
+FADING = experiment(
+    objective={"attribution_window_s": WINDOW_S},
+    policy={"kind": "beta_thompson", "half_life_s": 60.0},
+)
+
+
+def fading(folder: Path, made: list[Row], told: list[Row], until_ms: int) -> Correction:
+    """The correction of an experiment with a half-life of a minute."""
+    lake = lake_of(folder, made, told)
+    (correction,) = refresh(lake, [record_of(FADING)], until_ms).corrections
+    return correction
+
+
+def test_late_click_counts_as_much_as_its_trial_still_does(tmp_path: Path) -> None:
+    """Two half-lives after the close a late click is a fourth of a hit; a fact is whole."""
+    late = event(log_ms=CLOSE_MS + 1)
+    found = fading(tmp_path, [decision()], [late], CLOSE_MS + 120_000)
+    one = changes(hits=1, rewards_micros=1_000_000, rewards_squared=1.0)
+    assert found.changes == {"v1": one}
+    assert found.faded == {"v1": {name: 0.25 * value for name, value in one.items()}}
+
+
+def test_an_older_and_a_newer_change_do_not_cancel(tmp_path: Path) -> None:
+    """A late click and a retraction of an older one sum to no hit, and yet correct."""
+    made = [decision(), decision(decision_id="d2", decided_at_ms=START_MS + 60_000)]
+    told = [
+        event(),
+        event(event_id="e2", type="retract", retracts="e1", log_ms=CLOSE_MS + 90_000),
+        event(decision_id="d2", at_ms=START_MS + 60_001, log_ms=CLOSE_MS + 90_000),
+    ]
+    found = fading(tmp_path, made, told, CLOSE_MS + 120_000)
+    assert found.changes == {"v1": changes()}
+    assert found.faded["v1"]["hits"] == pytest.approx(0.5 - 0.25)
+    assert found.faded["v1"]["trials"] == 0.0
+
+
+def test_only_what_fades_has_a_faded_correction(tmp_path: Path) -> None:
+    """Without a half-life the facts are all that is said."""
+    found = refreshed(tmp_path, [decision()], [event(log_ms=CLOSE_MS)])
+    assert found.corrections[0].changes
+    assert found.corrections[0].faded == {}
+
+
+@pytest.mark.parametrize("reward", sorted(FORGETFUL))
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_correction_makes_a_faded_state_final(
+    tmp_path_factory: pytest.TempPathFactory, reward: str, data: st.DataObject
+) -> None:
+    """Live state, faded to the watermark, plus correction: a twin's weights of all trials."""
+    story = forgetting(data.draw(stories(reward=reward)), half_life_s=3600.0)
+    folder = tmp_path_factory.mktemp("lake")
+    lake = lake_of(folder, story.decisions, story.events)
+    (correction,) = refresh(lake, [record_of(story.experiment)]).corrections
+    policy: Any = policy_of(story.experiment)
+    live = live_fold(story)
+    state = aged(policy, live.state, UNTIL_MS - live.learned_to_ms)
+    columns = (
+        np.array([correction.faded.get(v, {}).get(name, 0.0) for v in VARIANTS])
+        for name in ("trials", "hits", "rewards_micros", "rewards_squared")
+    )
+    got = policy.add(state, policy.correction(len(VARIANTS), *columns))
+    told = reference.trials(
+        story.decisions, story.events, story.objective, VARIANTS, UNTIL_MS
+    )
+    exact = np.array(reference_policies.faded(told, len(VARIANTS), UNTIL_MS, 3600.0))
+    largest = max((abs(gain) for _, gain, _ in told), default=0.0) + 1e7
+    rounding = 1e-9 * (1.0 if reward != "value" else largest)
+    np.testing.assert_allclose(got.trials, exact[:, 0], rtol=1e-9, atol=1e-9)
+    earned = {"binary": "successes", "count": "counted", "value": "rewards_micros"}
+    unit = 1e6 if reward == "value" else 1.0
+    sums = getattr(got, earned[reward]) / unit
+    np.testing.assert_allclose(sums, exact[:, 1], rtol=1e-9, atol=rounding)
 
 
 def _columns(row: Row, n: int) -> dict[str, Any]:

@@ -262,6 +262,28 @@ def test_notes_warn_of_few_trials_and_of_adaptive_traffic() -> None:
     assert not has_note(fixed, "z-test")
 
 
+def test_reports_count_in_full_what_the_policy_forgets() -> None:
+    """A half-life changes no number of a report; a note says what it does change."""
+    some = epoch([300, 500], [12.0, 9.0])
+    policy = {"kind": "beta_thompson", "half_life_s": 604_800.0}
+    lasting = report_of(record_of("One", "Two"), some)
+    fading = report_of(record_of("One", "Two", policy=policy), some)
+    assert fading.variants == lasting.variants
+    assert fading.totals == lasting.totals
+    assert has_note(fading, "count half after 7 d;")
+    assert not has_note(lasting, "count half")
+
+
+def test_a_correction_of_weights_alone_is_not_told() -> None:
+    """Where a refresh changes what has faded and no fact, a report has nothing to say."""
+    changes = {"v1": {"trials": 0, "rewards_micros": 0}}
+    record = record_of("One", "Two")
+    report = report_of(record, epoch([8, 8], [1.0, 1.0]), changes=changes)
+    assert report.correction is not None
+    assert report.correction.variants == 0
+    assert not has_note(report, "Late events")
+
+
 def test_traffic_is_told_by_day_or_by_epochs() -> None:
     """From four days on traffic is by day, idle days too; below by epochs in a row."""
     record = record_of("One", "Two")

@@ -299,10 +299,12 @@ def tables_of(told: list[Story]) -> tuple[Any, Any, Any]:
                 "reward": story.objective.reward,
                 "trial": story.objective.trial,
                 "window_ms": story.objective.window_ms,
+                "half_life_s": None,
             }
             for story in told
         ]
     )
+    asked = asked.set_column(6, "half_life_s", asked["half_life_s"].cast(pa.float64()))
     return ibis.memtable(decisions), ibis.memtable(asked), ibis.memtable(events)
 
 

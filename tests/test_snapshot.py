@@ -69,7 +69,7 @@ def snapshot_of(
 ) -> Snapshot:
     """A snapshot after some trials, of which a refresh corrected a few."""
     entry = record(policy, n_variants, **allocation)
-    rule = policy_of(entry.spec)
+    rule: Any = policy_of(entry.spec)
     arms = np.arange(60) % 4
     rewards = (np.arange(60) % 7 < arms).astype(float)
     state = rule.update(rule.init(n_variants), arms, rewards)
@@ -236,7 +236,7 @@ def test_propensity_is_that_of_the_distribution(policy: dict[str, Any]) -> None:
     """A decision's propensity is its arm's probability, floor included."""
     snapshot = snapshot_of(policy, min_share=0.05)
     for nonce in nonces(200):
-        arm, propensity, _, mode = decide(snapshot, nonce)
+        arm, propensity, _, mode, _ = decide(snapshot, nonce)
         assert propensity == snapshot.probabilities[arm] > 0.0
         assert mode == snapshot.policy.mode
     assert snapshot.probabilities[4] == 0.0

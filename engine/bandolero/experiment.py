@@ -14,25 +14,33 @@ from math import fsum
 from reprlib import Repr
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bandolero.attributes import FeatureTable, attribute_features, paired_features
 from bandolero.policy_specs import (
     PRIOR_PARAMETERS,
     BetaThompsonSpec,
     EpsilonGreedySpec,
+    FactorialThompsonSpec,
     Fault,
     FixedSpec,
     GaussianThompsonSpec,
     GreedySpec,
+    LinearThompsonSpec,
+    LinUcbSpec,
+    LogisticThompsonSpec,
     PoissonThompsonSpec,
     PolicySpec,
     Prior,
+    SharedLinearThompsonSpec,
     TopTwoThompsonSpec,
     UniformSpec,
     prior_faults,
     reward_faults,
     share_faults,
+    size_faults,
 )
 
 __all__ = [
@@ -40,19 +48,26 @@ __all__ = [
     "EpsilonGreedySpec",
     "Experiment",
     "ExperimentRecord",
+    "FactorialThompsonSpec",
     "Fault",
     "FixedSpec",
     "GaussianThompsonSpec",
     "GreedySpec",
     "InvalidExperimentError",
+    "LinUcbSpec",
+    "LinearThompsonSpec",
+    "LogisticThompsonSpec",
     "Objective",
     "PoissonThompsonSpec",
+    "SharedLinearThompsonSpec",
     "TopTwoThompsonSpec",
     "UniformSpec",
     "load_experiment",
     "parse_experiment",
 ]
 
+OTHER = "other"
+"""The level of a categorical field that stands for all unknown ones."""
 MAX_VARIANTS = 1000
 MAX_FILE_BYTES = 1_000_000
 MAX_WINDOW_S = 86_400.0
@@ -106,7 +121,12 @@ class CategoricalField(_Model):
     kind: Literal["categorical"]
     name: Identifier
     levels: Annotated[list[Text], Field(min_length=1, max_length=1000)]
-    default: Text = "other"
+    default: Text = OTHER
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of its features: one per level, and one for "other"."""
+        return [f"{self.name}={x}" for x in dict.fromkeys([*self.levels, OTHER])]
 
 
 class CyclicField(_Model):
@@ -117,6 +137,11 @@ class CyclicField(_Model):
     period: Annotated[float, Field(gt=0.0)]
     default: float = 0.0
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of its features: where on the circle it is."""
+        return [f"sin({self.name})", f"cos({self.name})"]
+
 
 class NumericField(_Model):
     """A plain number."""
@@ -124,6 +149,11 @@ class NumericField(_Model):
     kind: Literal["numeric"]
     name: Identifier
     default: float = 0.0
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of its features: itself."""
+        return [self.name]
 
 
 ContextField = Annotated[
@@ -175,6 +205,21 @@ class Experiment(_Model):
     def variant_ids(self) -> list[str]:
         """Ids in arm order."""
         return [variant.id for variant in self.variants]
+
+    @property
+    def n_features(self) -> int:
+        """How many features the context schema gives, the intercept among them."""
+        return 1 + sum(len(field.columns) for field in self.context)
+
+    @property
+    def attribute_table(self) -> FeatureTable:
+        """Attributes of the variants as the policy sees them; no columns by most."""
+        attributes = [variant.attributes for variant in self.variants]
+        if isinstance(self.policy, SharedLinearThompsonSpec):
+            return attribute_features(attributes)
+        if isinstance(self.policy, FactorialThompsonSpec):
+            return paired_features(attributes)
+        return FeatureTable((), np.empty((len(attributes), 0)))
 
     @property
     def arm_priors(self) -> tuple[tuple[float, ...] | None, ...]:
@@ -254,6 +299,13 @@ def parse_experiment(raw: object) -> Experiment:
         faults = [_fault(dict(item)) for item in error.errors()]
     if isinstance(raw, Mapping):
         faults += _cross_faults(cast("Mapping[str, Any]", raw))
+    if experiment is not None:
+        faults += size_faults(
+            experiment.policy.kind,
+            len(experiment.variants),
+            experiment.n_features,
+            len(experiment.attribute_table.names),
+        )
     if faults or experiment is None:
         raise InvalidExperimentError(faults)
     return experiment

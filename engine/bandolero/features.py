@@ -14,9 +14,8 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from bandolero.experiment import CategoricalField, ContextField, CyclicField
+from bandolero.experiment import OTHER, CategoricalField, ContextField, CyclicField
 
-OTHER = "other"
 NUMERIC_MAX = 1e9
 """Larger features are taken as this large: their squares and sums stay finite."""
 Context = dict[str, str | float]
@@ -61,11 +60,7 @@ class FeatureMap:
             if isinstance(field, CategoricalField):
                 levels = dict.fromkeys([*field.levels, OTHER])
                 columns = {level: start + i for i, level in enumerate(levels)}
-                names += [f"{field.name}={level}" for level in levels]
-            elif isinstance(field, CyclicField):
-                names += [f"sin({field.name})", f"cos({field.name})"]
-            else:
-                names.append(field.name)
+            names += field.columns
             self._parts.append((field, start, columns))
         self.names = tuple(names)
 
@@ -105,11 +100,6 @@ def encode(
 ) -> NDArray[np.float64]:
     """Features of one context, (n_features,); `FeatureMap` for more than one."""
     return FeatureMap(schema).encode(context)
-
-
-def n_features(schema: Sequence[ContextField]) -> int:
-    """How many features a schema gives, the intercept among them."""
-    return FeatureMap(schema).n_features
 
 
 def _value(field: ContextField, given: object) -> str | float:

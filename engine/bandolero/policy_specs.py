@@ -28,7 +28,23 @@ class Fault(NamedTuple):
 
 
 Text = Annotated[str, Field(max_length=10_000)]
+CONTEXTUAL = (
+    "linear_thompson",
+    "logistic_thompson",
+    "lin_ucb",
+    "shared_linear_thompson",
+    "factorial_thompson",
+)
+"""Kinds of policy whose probabilities depend on a request's context."""
+STATE_NUMBERS_MAX = 250_000
+"""So many numbers a contextual policy's state may have: a snapshot of it is 2 MB."""
+COEFFICIENTS_MAX = 1000
+"""So many coefficients a shared regression may have: a snapshot of it is 2 MB."""
+
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]
+MIN_HALF_LIFE_S = 60.0
+MAX_HALF_LIFE_S = 10 * 31_557_600.0
+HalfLife = Annotated[float, Field(ge=MIN_HALF_LIFE_S, le=MAX_HALF_LIFE_S)]
 
 
 class Prior(Model):
@@ -66,13 +82,19 @@ REWARDS: dict[str, tuple[str, ...]] = {
     "top_two_thompson": ("binary",),
     "poisson_thompson": ("count",),
     "gaussian_thompson": ("value", "count"),
+    "logistic_thompson": ("binary",),
 }
 """Rewards that a kind of policy can learn from; kinds left out learn from any."""
 
 
 class _ThompsonSpec(Model):
-    """What all Thompson policies on independent posteriors share: priors by group."""
+    """What all Thompson policies on independent posteriors share.
 
+    Priors by group, and the age at which data count half (a minute to ten years; without
+    it they count for ever).
+    """
+
+    half_life_s: HalfLife | None = None
     prior_by: Text | None = None
     priors: Annotated[dict[Text, Prior], Field(max_length=1000)] = {}
 
@@ -112,6 +134,46 @@ class GaussianThompsonSpec(_ThompsonSpec):
     prior_dof: Annotated[float, Field(ge=1.0, le=1e9)] = 30.0
 
 
+class LinearThompsonSpec(Model):
+    """Thompson sampling on a linear regression of the reward on context."""
+
+    kind: Literal["linear_thompson"]
+    prior_mean: float | None = None
+    prior_precision: Positive | None = None
+
+
+class SharedLinearThompsonSpec(Model):
+    """One linear regression on context and attributes that all variants share."""
+
+    kind: Literal["shared_linear_thompson"]
+    prior_precision: Positive | None = None
+    effect_precision: Positive | None = None
+
+
+class FactorialThompsonSpec(Model):
+    """The same for combinations of attribute values, pairs of values in it."""
+
+    kind: Literal["factorial_thompson"]
+    prior_precision: Positive | None = None
+    effect_precision: Positive | None = None
+
+
+class LogisticThompsonSpec(Model):
+    """Thompson sampling on a logistic regression of a binary reward on context."""
+
+    kind: Literal["logistic_thompson"]
+    covariance: Literal["full", "diagonal"] = "full"
+    prior_intercept: float | None = None
+    prior_variance: Positive | None = None
+
+
+class LinUcbSpec(Model):
+    """The highest upper confidence bound of a linear regression on context."""
+
+    kind: Literal["lin_ucb"]
+    alpha: Annotated[float, Field(ge=0.0, le=1e3)] = 1.0
+
+
 class GreedySpec(Model):
     """Always the highest posterior mean; without a prior mean, that of all data."""
 
@@ -147,6 +209,11 @@ PolicySpec = Annotated[
     | TopTwoThompsonSpec
     | PoissonThompsonSpec
     | GaussianThompsonSpec
+    | LinearThompsonSpec
+    | SharedLinearThompsonSpec
+    | FactorialThompsonSpec
+    | LogisticThompsonSpec
+    | LinUcbSpec
     | GreedySpec
     | EpsilonGreedySpec
     | FixedSpec
@@ -162,6 +229,33 @@ def reward_faults(kind: object, reward: object) -> list[Fault]:
         return []
     rule = f"must be {_alternatives(allowed)} with policy.kind == {kind!r}."
     return [Fault("objective.reward", f"objective.reward == {reward!r}, {rule}")]
+
+
+def size_faults(
+    kind: str, n_variants: int, n_features: int, n_columns: int
+) -> list[Fault]:
+    """A contextual policy of more variants, features and effects than can be served."""
+    if kind not in CONTEXTUAL:
+        return []
+    faults = []
+    if n_variants * n_features**2 > STATE_NUMBERS_MAX:
+        message = (
+            f"context gives {n_features} features for {n_variants} variants, "
+            f"must keep variants * features ** 2 <= {STATE_NUMBERS_MAX:,}."
+        )
+        faults.append(Fault("context", message))
+    if n_columns == 1:
+        message = (
+            f"variants have no attributes, must have with policy.kind == {kind!r}."
+        )
+        faults.append(Fault("variants", message))
+    if n_columns * n_features > COEFFICIENTS_MAX:
+        message = (
+            f"variants.attributes give {n_columns} effects on {n_features} features, "
+            f"must keep effects * features <= {COEFFICIENTS_MAX:,}."
+        )
+        faults.append(Fault("variants", message))
+    return faults
 
 
 def prior_faults(policy: Mapping[str, Any], variants: object) -> list[Fault]:

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Fold, advance, init_fold
+from bandolero.fold import Fold, advance, init_fold, with_correction
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.log import log_ms, log_order
-from bandolero.policies import policy_of
+from bandolero.policies import aged, policy_of
 from bandolero.settle import GRACE_MS
 from bandolero.snapshot import Snapshot, snapshot_from_bytes
 
@@ -60,10 +60,9 @@ def replay(record: ExperimentRecord, lake: Lake) -> Replay:
     """
     snapshot = newest_covered(record, lake)
     fold, n, bad = fold_lake(record, lake, snapshot.folded_to)
-    state = fold.state
-    policy = policy_of(record.spec)
-    if snapshot.correction is not None:
-        state = policy.add(state, snapshot.correction)
+    since_ms = snapshot.created_at_ms - fold.learned_to_ms
+    state = aged(policy_of(record.spec), fold.state, since_ms)
+    state = with_correction(record.spec, state, snapshot.correction)
     n_arms = len(snapshot.state[0])
     mine = tuple(array[:n_arms] for array in state)
     exact = all(
@@ -76,7 +75,8 @@ def replay(record: ExperimentRecord, lake: Lake) -> Replay:
 def agree(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
     """Whether two states are one fold of the same data: equal counts, sums to 1e-9.
 
-    Sums of real numbers depend on the grouping in their last bits; integers do not.
+    Sums of real numbers (all of a policy that forgets) depend on the grouping in their
+    last bits; integers do not.
     """
     return all(
         np.array_equal(a, b)

@@ -5,7 +5,7 @@ hash and a look-up. A snapshot is safe to share between threads: its arrays are
 read-only, and its cache of eligible sets only ever gains entries of equal value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,8 +14,11 @@ import numpy as np
 from bandolero.codec import pack, unpack
 from bandolero.draws import drawer, draws, experiment_key
 from bandolero.experiment import Experiment, ExperimentRecord
+from bandolero.features import FeatureMap
 from bandolero.policies import (
+    PREPARED,
     STATES,
+    ContextualPolicy,
     Policy,
     choose,
     cumulative,
@@ -29,6 +32,7 @@ EXACT_COST_US = 1000.0
 MAX_CACHED_SETS = 4096
 EXACT = "exact"
 RENORMALISED = "renormalised"
+HOLDOUT = "holdout"
 _new = tuple.__new__
 
 
@@ -50,12 +54,17 @@ class Distribution(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A decision: the arm, its propensity given the mode, the draw number, the mode."""
+    """A decision: the arm, its propensity given the mode, the draw number, the mode.
+
+    probabilities: of each eligible arm, in order, where the context decided them; else
+    None, for they are the snapshot's `distribution`.
+    """
 
     arm: int
     propensity: float
     draw: float
     mode: str
+    probabilities: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +75,8 @@ class Snapshot:
     ----------
     version
         0 is made by a worker from the prior; the learner counts from 1.
+    created_at_ms
+        Log time that the state is as of: data that fade have faded until then.
     folded_to
         Log id of the last decision block the state holds.
     active
@@ -73,9 +84,12 @@ class Snapshot:
     state
         The policy's state, read-only arrays.
     probabilities
-        (n_arms,), the policy with the floor over `active`; zero elsewhere.
+        (n_arms,), the policy with the floor over `active`; zero elsewhere. Of a
+        contextual policy: for a request that says nothing.
     correction
         The part of the state that refresh added to the live fold, if any.
+    prepared
+        What a contextual policy serves from, read-only arrays; None for others.
     """
 
     experiment: Experiment
@@ -88,11 +102,13 @@ class Snapshot:
     state: tuple[Any, ...]
     probabilities: Floats
     correction: tuple[Any, ...] | None = None
+    prepared: tuple[Any, ...] | None = None
     key: bytes = field(init=False)
     draw: Callable[[bytes], float] = field(init=False)
     is_plain: bool = field(init=False)
     mode: str = field(init=False)
-    policy: Policy[Any] = field(init=False)
+    policy: Policy[Any] | ContextualPolicy[Any, Any] = field(init=False)
+    features: FeatureMap = field(init=False)
     full: Distribution = field(init=False)
     sets: dict[tuple[int, ...], Distribution] = field(init=False)
     misses: set[tuple[int, ...]] = field(init=False)
@@ -107,6 +123,7 @@ class Snapshot:
         put(self, "is_plain", is_plain)
         put(self, "policy", policy_of(self.experiment))
         put(self, "mode", self.policy.mode)
+        put(self, "features", FeatureMap(self.experiment.context))
         active = tuple(int(arm) for arm in self.active)
         put(self, "full", _distribution(self.probabilities, active, EXACT))
         put(self, "sets", {active: self.full})
@@ -121,7 +138,10 @@ class Snapshot:
         known = self.sets.get(eligible)
         if known is not None:
             return known
-        if self.policy.cost_us(len(eligible)) <= EXACT_COST_US:
+        policy = self.policy
+        if isinstance(policy, ContextualPolicy):
+            return self.warm(eligible)
+        if policy.cost_us(len(eligible)) <= EXACT_COST_US:
             return self.warm(eligible)
         if len(self.misses) < MAX_CACHED_SETS:
             self.misses.add(eligible)
@@ -133,14 +153,11 @@ class Snapshot:
         if known is not None:
             return known
         arms = np.array(eligible, dtype=np.int64)
-        weights = self.policy.probabilities(self.state, arms)
-        exact = _distribution(self._floored(weights, arms), eligible, EXACT)
+        shares = _over_arms(self.experiment, self.state, self.prepared, arms)
+        exact = _distribution(shares, eligible, EXACT)
         if len(self.sets) < MAX_CACHED_SETS:
             self.sets[eligible] = exact
         return exact
-
-    def _floored(self, weights: Floats, arms: Ints) -> Floats:
-        return _over_arms(self.experiment, self.policy, weights, arms)
 
 
 def build_snapshot(
@@ -159,7 +176,10 @@ def build_snapshot(
     """
     policy = policy_of(record.spec)
     active = np.array(record.active_arms, dtype=np.int64)
-    weights = policy.probabilities(state, active)
+    prepared = None
+    if isinstance(policy, ContextualPolicy):
+        prepared = _frozen_state(policy.prepare(state))
+    shares = _over_arms(record.spec, state, prepared, active)
     return Snapshot(
         experiment=_without_creatives(record.spec),
         tenant=record.tenant,
@@ -170,7 +190,8 @@ def build_snapshot(
         active=_frozen(active),
         state=_frozen_state(state),
         correction=None if correction is None else _frozen_state(correction),
-        probabilities=_frozen(_over_arms(record.spec, policy, weights, active)),
+        prepared=prepared,
+        probabilities=_frozen(shares),
     )
 
 
@@ -179,8 +200,9 @@ def decide(
     nonce: bytes,
     unit: str | None = None,
     eligible: tuple[int, ...] | None = None,
+    context: Mapping[str, object] | None = None,
 ) -> Drawn:
-    """Draw an arm for one decision.
+    """Draw an arm for one decision; safe to call from any thread.
 
     Parameters
     ----------
@@ -191,17 +213,22 @@ def decide(
         instead; where there is a holdout it fixes who is held out.
     eligible
         Arms that may be drawn, ascending, not empty; None for all active ones.
+    context
+        What is known of the request; see `bandolero.features`.
     """
-    given = snapshot.full if eligible is None else snapshot.distribution(eligible)
     if snapshot.is_plain:
         draw = snapshot.draw(nonce)
     else:
         draw, held = _draws(snapshot, nonce, unit)
         if held < snapshot.experiment.allocation.holdout_share:
-            return _draw_holdout(given.eligible, draw)
+            return _draw_holdout(eligible or snapshot.full.eligible, draw)
+    if snapshot.prepared is not None:
+        return _draw_by_context(snapshot, eligible, context, draw)
+    given = snapshot.full if eligible is None else snapshot.distribution(eligible)
     arm = choose(given.cumulative, draw)
     # What `Drawn(...)` comes to, less a call: this is the way of every decision.
-    return _new(Drawn, (arm, given.probabilities[arm], draw, snapshot.mode))
+    share = given.probabilities[arm]
+    return _new(Drawn, (arm, share, draw, snapshot.mode, None))
 
 
 def _draws(snapshot: Snapshot, nonce: bytes, unit: str | None) -> tuple[float, float]:
@@ -220,14 +247,19 @@ def rederive(
     mode: str,
     eligible: tuple[int, ...] | None,
     rule: str | None,
+    context: Mapping[str, object] | None = None,
 ) -> Drawn:
     """Draw a recorded decision again, from what its record says.
 
     Parameters
     ----------
-    eligible, rule
-        As recorded; None means the snapshot's own distribution.
+    eligible, rule, context
+        As recorded; None means the snapshot's own distribution, and no context.
     """
+    if mode == HOLDOUT:
+        return _draw_holdout(eligible or snapshot.full.eligible, draw)
+    if snapshot.prepared is not None:
+        return _draw_by_context(snapshot, eligible, context, draw)
     given = snapshot.full
     if eligible is not None:
         is_exact = rule != RENORMALISED
@@ -236,16 +268,36 @@ def rederive(
             if is_exact
             else _renormalised(snapshot.probabilities, eligible)
         )
-    if mode == "holdout":
-        return _draw_holdout(given.eligible, draw)
     arm = choose(given.cumulative, draw)
     return Drawn(arm, given.probabilities[arm], draw, mode)
+
+
+def _draw_by_context(
+    snapshot: Snapshot,
+    eligible: tuple[int, ...] | None,
+    context: Mapping[str, object] | None,
+    draw: float,
+) -> Drawn:
+    """Draw with the probabilities that a contextual policy gives for this context."""
+    policy: ContextualPolicy[Any, Any] = snapshot.policy  # type: ignore[assignment]
+    limits = snapshot.experiment.allocation
+    arms = snapshot.active if eligible is None else np.array(eligible, dtype=np.int64)
+    x = snapshot.features.encode(context or {})
+    if limits.max_share >= 1.0:
+        arm, propensity, shares = policy.draw(
+            snapshot.prepared, arms, x, draw, limits.min_share
+        )
+        return Drawn(arm, propensity, draw, policy.mode, shares)
+    weights = policy.probabilities(snapshot.prepared, arms, x)
+    shares = with_limits(weights, limits.min_share, limits.max_share)
+    at = choose(cumulative(shares), draw)
+    return Drawn(int(arms[at]), float(shares[at]), draw, policy.mode, shares)
 
 
 def _draw_holdout(eligible: tuple[int, ...], draw: float) -> Drawn:
     """Uniform over the eligible arms."""
     n = len(eligible)
-    return Drawn(eligible[int(draw * n)], 1.0 / n, draw, "holdout")
+    return Drawn(eligible[int(draw * n)], 1.0 / n, draw, HOLDOUT)
 
 
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
@@ -261,6 +313,8 @@ def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
     arrays = state_arrays("state", snapshot.state)
     if snapshot.correction is not None:
         arrays |= state_arrays("correction", snapshot.correction)
+    if snapshot.prepared is not None:
+        arrays |= state_arrays("prepared", snapshot.prepared)
     arrays |= {"active": snapshot.active, "probabilities": snapshot.probabilities}
     return pack(header, arrays)
 
@@ -276,13 +330,13 @@ def snapshot_from_bytes(data: bytes) -> Snapshot:
     header, arrays = unpack(data)
     experiment = Experiment.model_validate(header.pop("experiment"))
     kind = experiment.policy.kind
-    has_correction = any(name.startswith("correction.") for name in arrays)
     return Snapshot(
         experiment=experiment,
         active=arrays["active"],
         probabilities=arrays["probabilities"],
-        state=state_of("state", kind, arrays),
-        correction=state_of("correction", kind, arrays) if has_correction else None,
+        state=_read("state", STATES[kind], arrays),
+        correction=_read_if_there("correction", STATES[kind], arrays),
+        prepared=_read_if_there("prepared", PREPARED.get(kind), arrays),
         **header,
     )
 
@@ -295,8 +349,19 @@ def state_arrays(prefix: str, state: tuple[Any, ...]) -> dict[str, Any]:
 
 def state_of(prefix: str, kind: str, arrays: dict[str, Any]) -> tuple[Any, ...]:
     """The state of a policy kind from arrays named as `state_arrays` names them."""
-    cls = STATES[kind]
-    return cls(*(arrays[f"{prefix}.{name}"] for name in cls._fields))
+    return _read(prefix, STATES[kind], arrays)
+
+
+def _read(prefix: str, cls: Any, arrays: dict[str, Any]) -> tuple[Any, ...]:
+    state: tuple[Any, ...] = cls(*(arrays[f"{prefix}.{name}"] for name in cls._fields))
+    return state
+
+
+def _read_if_there(
+    prefix: str, cls: Any, arrays: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    there = any(name.startswith(f"{prefix}.") for name in arrays)
+    return _read(prefix, cls, arrays) if there else None
 
 
 def _without_creatives(experiment: Experiment) -> Experiment:
@@ -306,11 +371,22 @@ def _without_creatives(experiment: Experiment) -> Experiment:
 
 
 def _over_arms(
-    experiment: Experiment, policy: Policy[Any], weights: Floats, arms: Ints
+    experiment: Experiment,
+    state: tuple[Any, ...],
+    prepared: tuple[Any, ...] | None,
+    arms: Ints,
 ) -> Floats:
-    """Policy weights of `arms` with the floor, spread over all arms, (n_arms,)."""
+    """Probabilities of `arms` with the limits, spread over all arms, (n_arms,).
+
+    Of a contextual policy for a request that says nothing.
+    """
+    policy, limits = policy_of(experiment), experiment.allocation
+    if isinstance(policy, ContextualPolicy):
+        x = FeatureMap(experiment.context).encode({})
+        weights = policy.probabilities(prepared, arms, x)
+    else:
+        weights = policy.probabilities(state, arms)
     if policy.mode == "explore":
-        limits = experiment.allocation
         weights = with_limits(weights, limits.min_share, limits.max_share)
     full = np.zeros(len(experiment.variants))
     full[arms] = weights

@@ -163,6 +163,7 @@ def refresh(
                 body = {
                     "watermark_ms": correction.watermark_ms,
                     "changes": correction.changes,
+                    "faded": correction.faded,
                 }
                 store.put_correction(
                     correction.tenant_id, correction.experiment_id, body

@@ -72,7 +72,7 @@ class Decider:
         if status == "paused" or request.consent == "none":
             drawn = Drawn(_fallback_arm(view, eligible), 1.0, 0.0, FALLBACK)
         else:
-            drawn = decide(view.snapshot, nonce, unit, eligible)
+            drawn = decide(view.snapshot, nonce, unit, eligible, request.context)
         snapshot = view.snapshot
         at_ms = time.time_ns() // 1_000_000
         decision_id = view.signer.mint(
@@ -96,7 +96,7 @@ class Decider:
         serving = "stale" if self._views.stale else "live"
         if view.snapshot.version == 0:
             serving = "cold"
-        if eligible is not None:
+        if eligible is not None or drawn.probabilities is not None:
             return outcome_of(view, drawn, eligible, serving)
         key = (drawn.arm, drawn.mode, serving)
         outcome = view.outcomes.get(key)

@@ -4,6 +4,7 @@ The id itself says where to look: the log near its time, then the lake. The deci
 drawn again from its record and must give the same variant.
 """
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -188,7 +189,10 @@ def _drawn_again(
     if row["mode"] == "fallback" and eligible is not None:
         return Drawn(eligible[0], 1.0, row["draw"], "fallback")
     if snapshot is not None:
-        return rederive(snapshot, row["draw"], row["mode"], eligible, row["rule"])
+        context = json.loads(row["context"] or "{}")
+        return rederive(
+            snapshot, row["draw"], row["mode"], eligible, row["rule"], context
+        )
     if eligible is None:
         return None
     return _from_recorded(row, eligible)

@@ -5,28 +5,32 @@ from typing import Any
 import numpy as np
 
 from bandolero.codec import pack, unpack
+from bandolero.epochs import Epoch
 from bandolero.experiment import Experiment
-from bandolero.fold import Epoch
-from bandolero.policies import policy_of
+from bandolero.policies import ContextualPolicy, aged, policy_of
 from bandolero.snapshot import state_arrays, state_of
 
-_ARRAYS = Epoch._fields[3:]
+_ARRAYS = Epoch._fields[3:-1]
 
 
-def state_to_bytes(state: tuple[Any, ...]) -> bytes:
-    """A policy's state."""
-    return pack({}, state_arrays("state", state))
+def state_to_bytes(state: tuple[Any, ...], learned_to_ms: int) -> bytes:
+    """A policy's state, and the log time it is as of."""
+    return pack({"learned_to_ms": learned_to_ms}, state_arrays("state", state))
 
 
-def state_from_bytes(kind: str, data: bytes) -> tuple[Any, ...]:
-    """Read what `state_to_bytes` wrote."""
-    return state_of("state", kind, unpack(data).arrays)
+def state_from_bytes(kind: str, data: bytes) -> tuple[tuple[Any, ...], int]:
+    """Read what `state_to_bytes` wrote; 0 where the time was not written yet."""
+    header, arrays = unpack(data)
+    return state_of("state", kind, arrays), header.get("learned_to_ms", 0)
 
 
 def epoch_to_bytes(epoch: Epoch) -> bytes:
     """One epoch of the rollups."""
     header = {"day": epoch.day, "mode": epoch.mode, "versions": list(epoch.versions)}
-    return pack(header, {name: getattr(epoch, name) for name in _ARRAYS})
+    arrays = {name: getattr(epoch, name) for name in _ARRAYS}
+    if epoch.moments is not None:
+        arrays["moments"] = epoch.moments
+    return pack(header, arrays)
 
 
 def epoch_from_bytes(data: bytes) -> Epoch:
@@ -34,22 +38,31 @@ def epoch_from_bytes(data: bytes) -> Epoch:
     header, arrays = unpack(data)
     first, last = header["versions"]
     counts = (arrays[name] for name in _ARRAYS)
-    return Epoch(header["day"], header["mode"], (first, last), *counts)
+    epoch = Epoch(header["day"], header["mode"], (first, last), *counts)
+    return epoch._replace(moments=arrays.get("moments"))
 
 
 def correction_state(
-    experiment: Experiment, body: dict[str, Any]
+    experiment: Experiment, body: dict[str, Any], now_ms: int
 ) -> tuple[Any, ...] | None:
-    """A published correction as a state to add; None where it changes nothing."""
-    changes = body["changes"]
-    if not changes:
+    """A published correction as a state to add; None where it changes nothing.
+
+    Nor does it change a contextual policy's state, which is no sum of these measures.
+    With a half-life it fades from its watermark on, until `now_ms` in log time.
+    """
+    policy = policy_of(experiment)
+    fades = getattr(policy, "half_life_s", None) is not None
+    changes = body.get("faded") if fades else body["changes"]
+    if not changes or isinstance(policy, ContextualPolicy):
         return None
     ids = experiment.variant_ids
     trials, hits, micros = (
-        np.array([changes.get(i, {}).get(name, 0) for i in ids], dtype=np.int64)
+        np.array(
+            [changes.get(i, {}).get(name, 0) for i in ids],
+            dtype=np.float64 if fades else np.int64,
+        )
         for name in ("trials", "hits", "rewards_micros")
     )
     squared = np.array([changes.get(i, {}).get("rewards_squared", 0.0) for i in ids])
-    policy = policy_of(experiment)
     state: tuple[Any, ...] = policy.correction(len(ids), trials, hits, micros, squared)
-    return state
+    return aged(policy, state, max(0, now_ms - body["watermark_ms"]))

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from bandolero.codec import unpack
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Fold, advance, grown, init_fold
+from bandolero.fold import Fold, advance, grown, init_fold, with_correction
 from bandolero.log import (
     DECISIONS_TABLE,
     EVENTS_TABLE,
@@ -29,7 +29,7 @@ from bandolero.log import (
     log_order,
     read_blocks,
 )
-from bandolero.policies import policy_of
+from bandolero.policies import aged, policy_of
 from bandolero.settle import GRACE_MS, LOST_AFTER_MS
 from bandolero.snapshot import Snapshot, build_snapshot, snapshot_to_bytes
 from bandolero_service import keys
@@ -59,6 +59,9 @@ TICK_S = 1.0
 IDLE_COMMIT_S = 10.0
 MOVED = 0.005
 REPUBLISH_S = 60.0
+REPUBLISH_BY_CONTEXT_S = 4.0
+"""The same where probabilities depend on the context: what has moved is seen for a
+request that says nothing only, so what is learned is served at least this often."""
 HEARTBEAT_S = 1800.0
 """A snapshot is published anew after this long, moved or not, so that the log always
 holds the probabilities of what is being served."""
@@ -88,6 +91,7 @@ class ShardLearner:
         self._vectors: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self._aging: deque[tuple[int, str, int]] = deque()
         self._published: dict[str, tuple[Snapshot, float]] = {}
+        self._shown: dict[str, tuple[Fold | None, dict[str, Any] | None]] = {}
         self._ticked_at = 0.0
         self._committed_at = time.monotonic()
         self._load()
@@ -100,7 +104,7 @@ class ShardLearner:
             self._ticked_at = time.monotonic()
         self._read_events()
         changed = self._fold_closed()
-        snapshots = self._due_snapshots()
+        snapshots = self._due_snapshots(self._folds | changed)
         is_due = time.monotonic() - self._committed_at >= IDLE_COMMIT_S
         if changed or snapshots or is_due:
             self._commit(changed, snapshots)
@@ -110,10 +114,10 @@ class ShardLearner:
         self._see_changes()
         for name, data in self._store.folds(self._shard).items():
             if (record := self._records.get(name)) is not None:
-                state = state_from_bytes(record.spec.policy.kind, data)
+                state, learned_to_ms = state_from_bytes(record.spec.policy.kind, data)
                 stored = self._store.rollups(self._shard, name)
                 epochs = {key: epoch_from_bytes(one) for key, one in stored.items()}
-                self._folds[name] = Fold(state, epochs)
+                self._folds[name] = Fold(state, epochs, learned_to_ms)
         for entry in self._store.read(keys.history(self._shard), NO_POSITION):
             name = entry.fields[b"name"].decode()
             arrays = unpack(entry.fields[b"snapshot"]).arrays
@@ -187,29 +191,37 @@ class ShardLearner:
         lost = pc.less(self._held["decided_at_ms"], oldest)
         self._held = self._held.filter(pc.invert(pc.or_(settled, lost)))
 
-    def _due_snapshots(self) -> dict[str, Snapshot]:
-        """Snapshots to publish now."""
+    def _due_snapshots(self, folds: dict[str, Fold]) -> dict[str, Snapshot]:
+        """Snapshots of the folds to publish now."""
         due = {}
         for name, record in self._records.items():
             if record.status not in ("running", "paused"):
                 continue
-            snapshot = self._due_snapshot(name, record)
+            snapshot = self._due_snapshot(name, record, folds.get(name))
             if snapshot is not None:
                 due[name] = snapshot
         return due
 
-    def _due_snapshot(self, name: str, record: ExperimentRecord) -> Snapshot | None:
-        """A snapshot worth publishing: the record changed, or the probabilities moved."""
+    def _due_snapshot(
+        self, name: str, record: ExperimentRecord, fold: Fold | None
+    ) -> Snapshot | None:
+        """A snapshot worth publishing: the record changed, or the probabilities moved.
+
+        Beliefs that fade move without data; it is enough to look every `REPUBLISH_S`.
+        """
         last, at = self._published.get(name, (None, 0.0))
         age = time.monotonic() - at
         same_spec = last is not None and last.spec_version == record.spec_version
         if same_spec and age < self._settings.publish_interval_s:
             return None
-        fold = grown(record.spec, self._folds.get(name) or init_fold(record.spec))
-        correction = self._correction(name, record)
-        state = fold.state
-        if correction is not None:
-            state = policy_of(record.spec).add(state, correction)
+        if same_spec and age < REPUBLISH_S and not self._has_learned(name, fold):
+            return None
+        now_ms = log_ms(self._read_to)
+        fold = grown(record.spec, fold or init_fold(record.spec))
+        policy = policy_of(record.spec)
+        state = aged(policy, fold.state, now_ms - fold.learned_to_ms)
+        correction = self._correction(name, record, now_ms)
+        state = with_correction(record.spec, state, correction)
         if last is not None and same_spec and age < HEARTBEAT_S:  # noqa: SIM102
             if _same(last.state, state):
                 return None
@@ -217,11 +229,13 @@ class ShardLearner:
             record,
             state,
             version=self._next_version(name),
-            created_at_ms=log_ms(self._read_to),
+            created_at_ms=now_ms,
             folded_to=self._windows[record.spec.objective.window_ms],
             correction=correction,
         )
-        if same_spec and last is not None and age < REPUBLISH_S:
+        by_context = snapshot.prepared is not None
+        soon = REPUBLISH_BY_CONTEXT_S if by_context else REPUBLISH_S
+        if same_spec and last is not None and age < soon:
             moved = np.abs(snapshot.probabilities - last.probabilities).max()
             if moved <= MOVED:
                 return None
@@ -233,17 +247,25 @@ class ShardLearner:
             return last.version + 1
         return self._store.versions(self._shard).get(name, 0) + 1
 
+    def _has_learned(self, name: str, fold: Fold | None) -> bool:
+        """Whether fold or correction is another than that of the last snapshot."""
+        shown, correction = self._shown.get(name, (None, None))
+        return fold is not shown or self._corrections.get(name) is not correction
+
     def _correction(
-        self, name: str, record: ExperimentRecord
+        self, name: str, record: ExperimentRecord, now_ms: int
     ) -> tuple[Any, ...] | None:
         body = self._corrections.get(name)
-        return None if body is None else correction_state(record.spec, body)
+        return None if body is None else correction_state(record.spec, body, now_ms)
 
     def _commit(self, changed: dict[str, Fold], snapshots: dict[str, Snapshot]) -> None:
         cursors = self._cursors()
         commit = Commit(
             cursors,
-            {name: state_to_bytes(fold.state) for name, fold in changed.items()},
+            {
+                name: state_to_bytes(fold.state, fold.learned_to_ms)
+                for name, fold in changed.items()
+            },
             {
                 name: (snapshot.version, snapshot_to_bytes(snapshot))
                 for name, snapshot in snapshots.items()
@@ -256,6 +278,7 @@ class ShardLearner:
         self._folds |= changed
         for name, snapshot in snapshots.items():
             self._published[name] = (snapshot, time.monotonic())
+            self._shown[name] = (self._folds.get(name), self._corrections.get(name))
             version, at_ms = snapshot.version, log_ms(self._read_to)
             self._know(name, version, snapshot.probabilities, at_ms)
         self._forget_vectors()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bandolero import __version__
 from bandolero.fold import FALLBACK
-from bandolero.snapshot import Distribution, Drawn
+from bandolero.snapshot import EXACT, Distribution, Drawn
 from bandolero_service.views import View
 
 Row = tuple[Any, ...]
@@ -102,12 +102,16 @@ def _told(
 ) -> tuple[list[str] | None, list[float] | None, str | None]:
     """What a record says of its distribution: eligible, probabilities, rule.
 
-    All null when it is the snapshot's own. A holdout, a narrowed set and a snapshot that
-    was never published (cold) say it in full.
+    All null when it is the snapshot's own. A holdout, a narrowed set, a context that
+    decided and a snapshot that was never published (cold) say it in full.
     """
     snapshot = view.snapshot
     if drawn.mode == FALLBACK:
         return [view.variant_id(drawn.arm)], [1.0], None
+    if drawn.probabilities is not None:
+        arms = snapshot.full.eligible if eligible is None else eligible
+        ids = [view.variant_id(arm) for arm in arms]
+        return ids, drawn.probabilities.tolist(), EXACT
     if eligible is None and drawn.mode != "holdout" and snapshot.version > 0:
         return None, None, None
     given: Distribution

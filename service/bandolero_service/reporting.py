@@ -2,8 +2,9 @@
 
 import time
 
+from bandolero.epochs import Epoch
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Correction, Epoch
+from bandolero.fold import Correction
 from bandolero.report import Report, build_report
 from bandolero.snapshot import snapshot_from_bytes
 from bandolero_service.folding import epoch_from_bytes
@@ -44,5 +45,9 @@ def _correction(
     if body is None:
         return None
     return Correction(
-        record.tenant, record.experiment_id, body["watermark_ms"], body["changes"]
+        record.tenant,
+        record.experiment_id,
+        body["watermark_ms"],
+        body["changes"],
+        body.get("faded", {}),
     )

@@ -247,17 +247,20 @@ def cold_snapshot(record: ExperimentRecord) -> Snapshot:
 
 def warm_up() -> None:
     """Compile the kernels a decision may need, before the worker says it is ready."""
-    spec = {
-        "experiment": "warm-up",
-        "variants": [{"id": str(i)} for i in range(3)],
-    }
-    record = ExperimentRecord.model_validate({"tenant": "warm-up", "spec": spec})
-    snapshot = cold_snapshot(record)
-    decide(snapshot, b"\0" * NONCE_BYTES, eligible=(0, 2))
+    for kind in ("beta_thompson", "linear_thompson"):
+        spec = {
+            "experiment": "warm-up",
+            "policy": {"kind": kind},
+            "variants": [{"id": str(i)} for i in range(3)],
+        }
+        record = ExperimentRecord.model_validate({"tenant": "warm-up", "spec": spec})
+        decide(cold_snapshot(record), b"\0" * NONCE_BYTES, eligible=(0, 2))
 
 
 def _warm_like(new: Snapshot, old: Snapshot) -> None:
     """Compute the eligible sets in use for a new snapshot before it is served."""
+    if new.prepared is not None:
+        return
     n_arms = len(new.experiment.variants)
     for eligible in list(old.sets)[-MAX_WARMED_SETS:]:
         if eligible and eligible[-1] < n_arms and eligible not in new.sets:

@@ -86,6 +86,40 @@ def sample_ratio(counts: Ints, probabilities: Floats) -> SampleRatio:
     return SampleRatio(chi2, df, p_value, log_e_value, verdict)
 
 
+def sample_ratio_by_moments(
+    counts: Ints, expected: Floats, variance: Floats
+) -> SampleRatio:
+    """The same test where every decision had probabilities of its own.
+
+    Of each arm's count against the sum of its probabilities; the p-value is the smallest
+    arm's times the number of arms tested (Bonferroni). Has no e-value (nan).
+
+    Parameters
+    ----------
+    counts
+        (n_arms,), decisions.
+    expected, variance
+        (n_arms,), sums of p and of p (1 - p) over all decisions, p the arm's probability.
+
+    Examples
+    --------
+    >>> sample_ratio_by_moments(
+    ...     np.array([530, 470]), np.array([500.0, 500.0]), np.array([250.0, 250.0])
+    ... )
+    SampleRatio(chi2=3.6, df=1, p_value=0.11..., log_e_value=nan, verdict='ok')
+    """
+    if (counts[expected <= 0.0] > 0).any():
+        return SampleRatio(np.inf, 0, 0.0, np.inf, "mismatch")
+    tested = variance >= EXPECTED_MIN
+    if not tested.any():
+        return SampleRatio(0.0, 0, np.nan, np.nan, "too few")
+    squares = (counts[tested] - expected[tested]) ** 2 / variance[tested]
+    chi2 = float(squares.max())
+    p_value = min(1.0, float(chdtrc(1, chi2)) * int(tested.sum()))
+    verdict: Verdict = "mismatch" if p_value < P_VALUE_MIN else "ok"
+    return SampleRatio(chi2, 1, p_value, np.nan, verdict)
+
+
 def _chi_square(n: Floats, e: Floats) -> tuple[float, int]:
     """Z' Sigma^+ Z and the rank of Sigma, Z the surplus of counts over expectation."""
     totals = n.sum(axis=1, keepdims=True)

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from bandolero.fold import DAY_MS
+from bandolero.epochs import DAY_MS
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
 
 SNAPSHOTS_TABLE = pa.schema(

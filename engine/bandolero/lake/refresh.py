@@ -3,7 +3,8 @@
 What the live fold learned stays as it was; the refresh says by how much it was wrong.
 A `Correction` is (settled at the watermark) - (settled live), per variant: late events,
 refunds and retractions. The learner adds the newest one to its counts, so applying the
-same night twice changes nothing.
+same night twice changes nothing. Where data fade it is said twice: as the facts it
+corrects, for reports, and as what is left of them at the watermark, for the learner.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +15,18 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
+from bandolero.epochs import DAY_MS
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import DAY_MS, MEASURES, Correction
+from bandolero.fold import MEASURES, Correction
 from bandolero.inference.priors import BetaPrior, fit_beta_prior
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.settling import EXPERIMENT, closed_decisions, settle_expr
 
 Progress = Callable[[str], None]
+FADED = {name: f"faded_{name}" for name in MEASURES}
 ROUNDING = 1e-9
-"""Sums of squares are floating-point numbers, added in any order: a share within which
-two are the same."""
+"""Sums of floating-point numbers, added in any order: a share within which two are the
+same."""
 
 
 class Refreshed(NamedTuple):
@@ -107,6 +110,7 @@ def _tables(
                 )
                 for name in ("event", "reward", "trial", "window_ms")
             },
+            "half_life_s": pa.array([_half_life_s(r) for r in records], pa.float64()),
         }
     )
     columns = ["tenant_id", "decision_id", "experiment_id", "variant_id"]
@@ -116,27 +120,44 @@ def _tables(
     return closed_decisions(made, asked, watermark_ms), ibis.memtable(events)
 
 
+def _half_life_s(record: ExperimentRecord) -> float | None:
+    return getattr(record.spec.policy, "half_life_s", None)
+
+
 def _by_variant(settled: ir.Table) -> ir.Table:
-    return _summed(settled, (*EXPERIMENT, "variant_id"))
+    """Facts, and under the names of `FADED` what is left of them at the watermark."""
+    keys = (*EXPERIMENT, "variant_id")
+    reward, weight = settled.reward_micros, settled.weight
+    units = reward.cast("float64") / 1e6
+    values = {
+        "trials": settled.is_trial.cast("float64"),
+        "hits": (reward > 0).cast("float64"),
+        "impressions": settled.is_impression.cast("float64"),
+        "rewards_micros": reward.cast("float64"),
+        "rewards_squared": units * units,
+    }
+    faded = {FADED[name]: (weight * value).sum() for name, value in values.items()}
+    return settled.group_by(keys).aggregate(**_facts(settled), **faded)
 
 
 def _rollups(settled: ir.Table) -> ir.Table:
     day = (settled.decided_at_ms / DAY_MS).floor().cast("int64")
     keys = (*EXPERIMENT, "variant_id", "mode", "day")
-    return _summed(settled.mutate(day=day), keys).order_by(keys)
+    dated = settled.mutate(day=day)
+    return dated.group_by(keys).aggregate(**_facts(dated)).order_by(keys)
 
 
-def _summed(settled: ir.Table, keys: tuple[str, ...]) -> ir.Table:
+def _facts(settled: ir.Table) -> dict[str, ir.Value]:
     reward = settled.reward_micros
     units = reward.cast("float64") / 1e6
-    return settled.group_by(keys).aggregate(
-        decisions=settled.count(),
-        trials=settled.is_trial.sum(),
-        hits=(reward > 0).sum(),
-        impressions=settled.is_impression.sum(),
-        rewards_micros=reward.sum().cast("int64"),
-        rewards_squared=(units * units).sum(),
-    )
+    return {
+        "decisions": settled.count(),
+        "trials": settled.is_trial.sum(),
+        "hits": (reward > 0).sum(),
+        "impressions": settled.is_impression.sum(),
+        "rewards_micros": reward.sum().cast("int64"),
+        "rewards_squared": (units * units).sum(),
+    }
 
 
 def _late(closed: ir.Table, events: ir.Table, watermark_ms: int) -> ir.Table:
@@ -154,24 +175,36 @@ def _corrections(
 ) -> list[Correction]:
     """One correction an experiment, also where nothing changed."""
     live = {_key(row): row for row in before.to_pylist()}
-    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    for row in after.to_pylist():
-        old = live.get(_key(row), {})
-        change = {name: row[name] - old.get(name, 0) for name in MEASURES}
-        if abs(change["rewards_squared"]) <= ROUNDING * row["rewards_squared"]:
-            change["rewards_squared"] = 0.0
-        if any(change.values()):
-            place = found.setdefault((row["tenant_id"], row["experiment_id"]), {})
-            place[row["variant_id"]] = change
-    return [
-        Correction(
-            record.tenant,
-            record.experiment_id,
-            watermark_ms,
-            found.get((record.tenant, record.experiment_id), {}),
+    found = {
+        (record.tenant, record.experiment_id): Correction(
+            record.tenant, record.experiment_id, watermark_ms, {}, {}
         )
         for record in records
-    ]
+    }
+    forgets = {
+        (record.tenant, record.experiment_id): _half_life_s(record) is not None
+        for record in records
+    }
+    for row in after.to_pylist():
+        experiment = (row["tenant_id"], row["experiment_id"])
+        old = live.get(_key(row), {})
+        facts = {name: _change(row, old, name) for name in MEASURES}
+        faded = {name: _change(row, old, FADED[name]) for name in MEASURES}
+        if any(facts.values()) or (forgets[experiment] and any(faded.values())):
+            found[experiment].changes[row["variant_id"]] = facts
+            if forgets[experiment]:
+                found[experiment].faded[row["variant_id"]] = faded
+    return list(found.values())
+
+
+def _change(row: dict[str, Any], old: dict[str, Any], name: str) -> float:
+    """By how much a measure changed; 0 where that is rounding."""
+    new, was = row[name], old.get(name, 0)
+    change: float = new - was
+    rounding = isinstance(new, float) and abs(change) <= ROUNDING * max(
+        abs(new), abs(was)
+    )
+    return 0.0 if rounding else change
 
 
 def _priors(

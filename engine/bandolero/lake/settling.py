@@ -19,21 +19,24 @@ def closed_decisions(
 ) -> ir.Table:
     """Learned decisions that closed by the watermark, with their objective.
 
-    Adds `close_ms` and `live_cut_ms`, the cut the live fold used (-1: never).
+    Adds `close_ms`; `live_cut_ms`, the cut the live fold used (-1: never); `weight`, how
+    much the decision still counts at the watermark (`policies.forgetting.kept`).
 
     Parameters
     ----------
     objectives
-        tenant_id, experiment_id, event, reward, trial, window_ms.
+        tenant_id, experiment_id, event, reward, trial, window_ms, half_life_s (null where
+        nothing fades).
     """
     joined = decisions.filter(decisions.mode != FALLBACK).inner_join(
         objectives, EXPERIMENT
     )
     closes = joined.mutate(close_ms=joined.log_ms + joined.window_ms + GRACE_MS)
     in_time = closes.log_ms - closes.decided_at_ms <= LOST_AFTER_MS
-    return closes.mutate(live_cut_ms=ibis.ifelse(in_time, closes.close_ms, -1)).filter(
-        closes.close_ms <= watermark_ms
-    )
+    cut = closes.mutate(live_cut_ms=ibis.ifelse(in_time, closes.close_ms, -1))
+    closed = cut.filter(cut.close_ms <= watermark_ms)
+    halvings = (watermark_ms - closed.close_ms) / (1000.0 * closed.half_life_s)
+    return closed.mutate(weight=(2.0**-halvings).fill_null(1.0))
 
 
 def settle_expr(closed: ir.Table, events: ir.Table, cut_ms: ir.Value | int) -> ir.Table:
@@ -66,6 +69,7 @@ def settle_expr(closed: ir.Table, events: ir.Table, cut_ms: ir.Value | int) -> i
         "variant_id",
         "decided_at_ms",
         "mode",
+        "weight",
         is_trial=is_trial,
         is_impression=seen,
         reward_micros=ibis.ifelse(is_trial, reward, 0).cast("int64"),

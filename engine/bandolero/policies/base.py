@@ -36,7 +36,13 @@ class Policy(Protocol[State]):
         ...
 
     def update(self, state: State, arms: Ints, rewards: Floats) -> State:
-        """State after trials: arms (n_trials,) and their rewards (n_trials,)."""
+        """State after trials: arms (n_trials,) and their rewards (n_trials,).
+
+        Raises
+        ------
+        ValueError
+            When shapes do not fit, an arm is unknown, or a reward is nan or infinite.
+        """
         ...
 
     def probabilities(self, state: State, eligible: Ints) -> Floats:
@@ -50,12 +56,14 @@ class Policy(Protocol[State]):
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> State:
         """Data alone, as a state: differences of the counts, (n_arms,) each.
+
+        Integers, or real numbers where the policy forgets and they have faded.
 
         Rewards in millionths, their squares in units; without them rewards are binary.
         """
@@ -66,6 +74,7 @@ class Policy(Protocol[State]):
         ...
 
 
+@runtime_checkable
 class ContextualPolicy(Protocol[State, Prepared]):
     """The protocol of a policy whose probabilities depend on a request's features.
 
@@ -75,7 +84,11 @@ class ContextualPolicy(Protocol[State, Prepared]):
 
     kind: str
     mode: str
-    n_features: int
+
+    @property
+    def n_features(self) -> int:
+        """Length of a request's features."""
+        ...
 
     def init(self, n_arms: int) -> State:
         """State before any data."""
@@ -84,7 +97,7 @@ class ContextualPolicy(Protocol[State, Prepared]):
     def update(
         self, state: State, arms: Ints, rewards: Floats, features: Floats
     ) -> State:
-        """State after trials: arms, rewards (n,), features (n, n_features)."""
+        """State after trials: arms, rewards (n_trials,), features (n_trials, n_features)."""
         ...
 
     def prepare(self, state: State) -> Prepared:
@@ -103,12 +116,15 @@ class ContextualPolicy(Protocol[State, Prepared]):
         u: float,
         min_share: float = 0.0,
     ) -> tuple[int, float, Floats]:
-        """Arm, its propensity, and all probabilities with the floor, drawn with `u`."""
+        """Arm, its propensity, and the probability of each eligible arm, (n_eligible,).
+
+        Given x (n_features,), with the floor, and drawn with `u` in [0, 1).
+        """
         ...
 
 
 def with_floor(weights: Floats, min_share: float) -> Floats:
-    """Lift every probability to a floor and keep the sum: p = f + (1 - n f) w, (n,).
+    """Lift every probability to a floor and keep the sum: p = f + (1 - n f) w, (n_arms,).
 
     f = min(min_share, 0.5 / n), so that at least half of the traffic follows the policy.
     Additive, because clipping and renormalising biases the shares.
@@ -118,7 +134,7 @@ def with_floor(weights: Floats, min_share: float) -> Floats:
 
 
 def with_limits(weights: Floats, min_share: float, max_share: float) -> Floats:
-    """`with_floor`, then no probability above a cap, (n,).
+    """`with_floor`, then no probability above a cap, (n_arms,).
 
     The cap is c = max(max_share, 1 / n). Mass above it goes to the others in proportion
     to what they have (evenly where they have nothing), again until none is above: water
@@ -175,39 +191,58 @@ def grow(state: State, fresh: State) -> State:
     return type(fresh)(*arrays)
 
 
-def checked_trials(
-    n_arms: int, n_features: int, arms: Ints, rewards: Floats, features: Floats
-) -> tuple[Ints, Floats, Floats]:
-    """Trials as kernels take them: contiguous, of the right shapes, finite.
+def checked_rewards(n_arms: int, arms: Ints, rewards: Floats) -> tuple[Ints, Floats]:
+    """Arms and rewards of trials as they are counted: (n_trials,) each, finite.
 
     Raises
     ------
     ValueError
         Naming what is wrong.
     """
+    arms = np.asarray(arms)
+    if arms.size and arms.dtype.kind not in "iu":
+        raise ValueError(f"arms.dtype == {arms.dtype}, must be of integers.")
     arms = np.ascontiguousarray(arms, np.int64)
     rewards = np.ascontiguousarray(rewards, np.float64)
-    features = np.ascontiguousarray(features, np.float64)
-    n = arms.size
-    for name, given, shape in (
-        ("arms", arms, (n,)),
-        ("rewards", rewards, (n,)),
-        ("features", features, (n, n_features)),
-    ):
-        if given.shape != shape:
-            raise ValueError(f"{name}.shape == {given.shape}, must be {shape}.")
-    if n and not 0 <= arms.min() <= arms.max() < n_arms:
+    _check_shape("arms", arms, (arms.size,))
+    _check_shape("rewards", rewards, (arms.size,))
+    if arms.size and not 0 <= arms.min() <= arms.max() < n_arms:
         raise ValueError(
             f"arms in {arms.min()} … {arms.max()}, must be in 0 … {n_arms - 1}."
         )
-    for name, values in (("rewards", rewards), ("features", features)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} has nan or inf in it, must be finite.")
+    _check_finite("rewards", rewards)
+    return arms, rewards
+
+
+def checked_trials(
+    n_arms: int, n_features: int, arms: Ints, rewards: Floats, features: Floats
+) -> tuple[Ints, Floats, Floats]:
+    """`checked_rewards`, and features as kernels take them: (n_trials, n_features), finite.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    arms, rewards = checked_rewards(n_arms, arms, rewards)
+    features = np.ascontiguousarray(features, np.float64)
+    _check_shape("features", features, (arms.size, n_features))
+    _check_finite("features", features)
     return arms, rewards, features
 
 
+def _check_shape(name: str, given: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if given.shape != shape:
+        raise ValueError(f"{name}.shape == {given.shape}, must be {shape}.")
+
+
+def _check_finite(name: str, given: Floats) -> None:
+    if not np.isfinite(given).all():
+        raise ValueError(f"{name} has nan or inf in it, must be finite.")
+
+
 def take(state: State, arms: Ints) -> State:
-    """The state of some arms alone."""
+    """The state of some arms alone, in their order: (n,) of its (n_arms,)."""
     return type(state)(*(array[arms] for array in state))
 
 
@@ -229,8 +264,17 @@ def no_counts(n_arms: int, half_life_s: float | None) -> Counts:
 
 
 def count(arms: Ints, n_arms: int, weights: Floats | None = None) -> Counts:
-    """How often each arm occurs, or the sum of its weights, (n_arms,)."""
+    """How often each arm occurs in (n_trials,), or the sum of its weights: (n_arms,)."""
     return np.bincount(arms, weights, minlength=n_arms)
+
+
+def corrected(counts: Counts, changes: Counts) -> Counts:
+    """Counts and their changes, (n_arms,), never below 0.
+
+    What has faded is taken back to within rounding, which must not leave less than none.
+    """
+    total: Counts = np.maximum(counts + changes, 0)
+    return total
 
 
 def count_micros(

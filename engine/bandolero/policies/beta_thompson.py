@@ -16,6 +16,8 @@ from bandolero.policies.base import (
     Counts,
     Floats,
     Ints,
+    checked_rewards,
+    corrected,
     count,
     no_counts,
     prior_arrays,
@@ -49,7 +51,7 @@ class BetaState(NamedTuple):
     @property
     def beta(self) -> Floats:
         """Second parameter of each arm's posterior, (n_arms,)."""
-        failures: Counts = self.trials - self.successes
+        failures: Counts = corrected(self.trials, -self.successes)
         return self.prior_beta + failures
 
 
@@ -88,8 +90,13 @@ class BetaThompson:
         rewards: Floats,
         weights: Floats | None = None,
     ) -> BetaState:
-        """Count trials, and those with a reward; with weights, how much each counts."""
-        n_arms, won = len(state.trials), rewards > 0.0
+        """Count trials, and those with a positive reward: arms, rewards (n_trials,).
+
+        With `weights` (n_trials,), how much each counts. Raises as `Policy.update` does.
+        """
+        n_arms = len(state.trials)
+        arms, rewards = checked_rewards(n_arms, arms, rewards)
+        won = rewards > 0.0
         hits = count(arms[won], n_arms, None if weights is None else weights[won])
         trials = count(arms, n_arms, weights)
         return state._replace(
@@ -106,25 +113,28 @@ class BetaThompson:
         )
 
     def probabilities(self, state: BetaState, eligible: Ints) -> Floats:
-        """Probability that each eligible arm's rate is the highest among them."""
+        """Probability that each eligible arm's rate is the highest, (n_eligible,).
+
+        Exact to 1e-10: see `bandolero.quadrature.best_of`.
+        """
         return best_of(state.alpha[eligible], state.beta[eligible]).probability_best
 
     def add(self, state: BetaState, correction: BetaState) -> BetaState:
         """Counts of both."""
         return state._replace(
-            successes=state.successes + correction.successes,
-            trials=state.trials + correction.trials,
+            successes=corrected(state.successes, correction.successes),
+            trials=corrected(state.trials, correction.trials),
         )
 
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> BetaState:
-        """Differences of the counts; may be negative."""
+        """Differences of the counts, (n_arms,) each; may be negative."""
         return self.init(n_arms)._replace(successes=hits, trials=trials)
 
     def cost_us(self, n_eligible: int) -> float:

@@ -25,6 +25,6 @@ class EpsilonGreedy(Greedy):
     kind = "epsilon_greedy"
 
     def probabilities(self, state: MeanState, eligible: Ints) -> Floats:
-        """Epsilon / n, and the rest to the highest mean."""
+        """Epsilon / n_eligible, and the rest to the highest mean, (n_eligible,)."""
         greedy = super().probabilities(state, eligible)
         return self.epsilon / len(eligible) + (1.0 - self.epsilon) * greedy

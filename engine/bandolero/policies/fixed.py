@@ -33,7 +33,7 @@ class Fixed:
         return state
 
     def probabilities(self, state: SplitState, eligible: Ints) -> Floats:
-        """Weights over their sum; evenly where every eligible weight is zero."""
+        """Weights over their sum, (n_eligible,); evenly where all of them are zero."""
         weights = state.weights[eligible]
         total = float(weights.sum())
         if total <= 0.0:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 
-from bandolero.policies.base import Floats, Ints, Policy, State
+from bandolero.policies.base import ContextualPolicy, Floats, Ints, Policy, State
 
 AnyState = TypeVar("AnyState", bound=tuple[Any, ...])
 
@@ -52,7 +52,7 @@ def kept(elapsed_ms: int, half_life_s: float) -> float: ...
 @overload
 def kept(elapsed_ms: Ints, half_life_s: float) -> Floats: ...
 def kept(elapsed_ms: int | Ints, half_life_s: float) -> float | Floats:
-    """How much data of that age count.
+    """How much data of that age count, in (0, 1]; ages (n,) give (n,).
 
     Examples
     --------
@@ -80,10 +80,16 @@ def learn(
     arms, rewards, at_ms
         (n_trials,), in any order; times before `as_of_ms` are fine.
     """
-    half_life_s = getattr(policy, "half_life_s", None)
     now_ms = max(as_of_ms, int(at_ms.max())) if len(at_ms) else as_of_ms
-    if half_life_s is None or not isinstance(policy, Forgetful):
+    if not isinstance(policy, Forgetful) or policy.half_life_s is None:
         return policy.update(state, arms, rewards), now_ms
-    aged = policy.decay(state, now_ms - as_of_ms)
-    weights = kept(now_ms - at_ms, half_life_s)
-    return policy.update(aged, arms, rewards, weights), now_ms
+    faded = policy.decay(state, now_ms - as_of_ms)
+    weights = kept(now_ms - at_ms, policy.half_life_s)
+    return policy.update(faded, arms, rewards, weights), now_ms
+
+
+def aged(
+    policy: Policy[Any] | ContextualPolicy[Any, Any], state: AnyState, elapsed_ms: int
+) -> AnyState:
+    """The state so much later; itself with a policy that forgets nothing."""
+    return policy.decay(state, elapsed_ms) if isinstance(policy, Forgetful) else state

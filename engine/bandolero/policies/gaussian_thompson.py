@@ -25,6 +25,8 @@ from bandolero.policies.base import (
     Counts,
     Floats,
     Ints,
+    checked_rewards,
+    corrected,
     count,
     count_micros,
     no_counts,
@@ -66,7 +68,13 @@ class GaussianState(NamedTuple):
 
 
 class Students(NamedTuple):
-    """Student-t posteriors of the arms' means, (n_arms,) each; scale 0 if unknown."""
+    """Student-t posteriors of the arms' means.
+
+    mean, scale
+        (n_arms,), in units of the reward; scale 0 where nothing is known of it.
+    dof
+        (n_arms,), degrees of freedom.
+    """
 
     mean: Floats
     scale: Floats
@@ -119,8 +127,12 @@ class GaussianThompson:
         rewards: Floats,
         weights: Floats | None = None,
     ) -> GaussianState:
-        """Count trials, and sum rewards and their squares."""
+        """Count trials, and sum rewards and their squares: arms, rewards (n_trials,).
+
+        With `weights` (n_trials,), how much each counts. Raises as `Policy.update` does.
+        """
         n_arms = len(state.trials)
+        arms, rewards = checked_rewards(n_arms, arms, rewards)
         squares = rewards**2 if weights is None else weights * rewards**2
         return state._replace(
             trials=state.trials + count(arms, n_arms, weights),
@@ -142,9 +154,9 @@ class GaussianThompson:
         )
 
     def probabilities(self, state: GaussianState, eligible: Ints) -> Floats:
-        """Probability that each eligible arm's mean is the highest among them.
+        """Probability that each eligible arm's mean is the highest, (n_eligible,).
 
-        Even where nothing is known of the scale: before two rewards differ, the arms
+        See `bandolero.quadrature.best_of_students` for its error. Even where nothing is known of the scale: before two rewards differ, the arms
         do not either.
         """
         mean, scale, dof = posterior(take(state, eligible))
@@ -155,7 +167,7 @@ class GaussianThompson:
     def add(self, state: GaussianState, correction: GaussianState) -> GaussianState:
         """Sums of both."""
         return state._replace(
-            trials=state.trials + correction.trials,
+            trials=corrected(state.trials, correction.trials),
             rewards_micros=state.rewards_micros + correction.rewards_micros,
             rewards_squared=state.rewards_squared + correction.rewards_squared,
         )
@@ -163,12 +175,12 @@ class GaussianThompson:
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> GaussianState:
-        """Differences of the sums; may be negative."""
+        """Differences of the sums, (n_arms,) each; may be negative."""
         micros = 1_000_000 * hits if rewards_micros is None else rewards_micros
         squares = hits if rewards_squared is None else rewards_squared
         return self.init(n_arms)._replace(
@@ -198,7 +210,7 @@ def posterior(state: GaussianState) -> Students:
     m = np.where(np.isnan(state.prior_mean), pooled, state.prior_mean)
     sd = np.where(np.isnan(state.prior_sd), pooled_sd, state.prior_sd)
 
-    own = earned / np.maximum(n, 1e-300)
+    own = np.divide(earned, n, out=np.zeros(len(n)), where=n > 0.0)
     within = np.maximum(squares - n * own**2, 0.0)
     known = state.prior_trials + n
     between = state.prior_trials * n / known * (own - m) ** 2

@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandolero.policies.base import Counts, Floats, Ints, count, count_micros, take
+from bandolero.policies.base import (
+    Counts,
+    Floats,
+    Ints,
+    checked_rewards,
+    count,
+    count_micros,
+    take,
+)
 
 TIE = 1e-12
 """Means that differ by less than this, of the largest, are the same."""
@@ -74,15 +82,16 @@ class Greedy:
         )
 
     def update(self, state: MeanState, arms: Ints, rewards: Floats) -> MeanState:
-        """Count trials and sum rewards."""
+        """Count trials and sum rewards: arms, rewards (n_trials,); as `Policy.update`."""
         n_arms = len(state.trials)
+        arms, rewards = checked_rewards(n_arms, arms, rewards)
         return state._replace(
             trials=state.trials + count(arms, n_arms),
             rewards_micros=state.rewards_micros + count_micros(arms, n_arms, rewards),
         )
 
     def probabilities(self, state: MeanState, eligible: Ints) -> Floats:
-        """1 over the arms with the highest mean, 0 elsewhere."""
+        """Evenly over the arms with the highest mean, 0 elsewhere, (n_eligible,)."""
         mean = take(state, eligible).mean
         best = mean >= mean.max() - TIE * np.abs(mean).max()
         return np.asarray(best / best.sum(), np.float64)
@@ -102,7 +111,7 @@ class Greedy:
         rewards_micros: Ints | None = None,
         rewards_squared: Floats | None = None,
     ) -> MeanState:
-        """Differences of the sums; may be negative."""
+        """Differences of the sums, (n_arms,) each; may be negative."""
         micros = 1_000_000 * hits if rewards_micros is None else rewards_micros
         return self.init(n_arms)._replace(trials=trials, rewards_micros=micros)
 

@@ -64,7 +64,10 @@ class LinUcb:
     def update(
         self, state: LinearState, arms: Ints, rewards: Floats, features: Floats
     ) -> LinearState:
-        """Add trials; see `LinearThompson.update`."""
+        """Add trials: arms, rewards (n_trials,), features (n_trials, n_features).
+
+        Raises as `LinearThompson.update` does.
+        """
         return self.regression.update(state, arms, rewards, features)
 
     def add(self, state: LinearState, correction: LinearState) -> LinearState:
@@ -78,7 +81,10 @@ class LinUcb:
         return Prepared(mean, quadratic_terms(scale * covariance))
 
     def probabilities(self, prepared: Prepared, eligible: Ints, x: Floats) -> Floats:
-        """1 for the arm with the highest bound, shared evenly by ties, (n_eligible,)."""
+        """1 for the arm with the highest bound at x (n_features,), shared by ties.
+
+        (n_eligible,); raises as `normal_choice.predictions` does.
+        """
         mean, sd = predictions(prepared, eligible, x)
         bound = mean + sd
         best = bound == bound.max()
@@ -92,7 +98,10 @@ class LinUcb:
         u: float,
         min_share: float = 0.0,
     ) -> Drawn:
-        """Draw an eligible arm with the floor; `u` in [0, 1)."""
+        """Draw one of `eligible` (n_eligible,) at x (n_features,) with the floor, by `u`.
+
+        `u` is in [0, 1). Raises as `normal_choice.predictions` does.
+        """
         shares = with_floor(self.probabilities(prepared, eligible, x), min_share)
         at = bisect_right(cumulative(shares), u)
         return Drawn(int(eligible[at]), float(shares[at]), shares)

@@ -20,6 +20,8 @@ from bandolero.policies.base import (
     Counts,
     Floats,
     Ints,
+    checked_rewards,
+    corrected,
     count,
     no_counts,
     prior_arrays,
@@ -95,8 +97,14 @@ class PoissonThompson:
         rewards: Floats,
         weights: Floats | None = None,
     ) -> GammaState:
-        """Count trials and what they earned; rewards are whole numbers, not negative."""
-        n_arms, whole = len(state.trials), np.rint(rewards)
+        """Count trials and what they earned: arms, rewards (n_trials,).
+
+        Rewards are whole numbers, not negative; they are rounded to such.
+        With `weights` (n_trials,), how much each counts. Raises as `Policy.update` does.
+        """
+        n_arms = len(state.trials)
+        arms, rewards = checked_rewards(n_arms, arms, rewards)
+        whole = np.rint(rewards)
         earned = count(arms, n_arms, whole if weights is None else whole * weights)
         if weights is None:
             earned = earned.astype(np.int64)
@@ -115,27 +123,34 @@ class PoissonThompson:
         )
 
     def probabilities(self, state: GammaState, eligible: Ints) -> Floats:
-        """Probability that each eligible arm's mean is the highest among them."""
+        """Probability that each eligible arm's mean is the highest, (n_eligible,).
+
+        See `bandolero.quadrature.best_of_gammas` for its error.
+        """
         best = best_of_gammas(state.shape[eligible], state.rate[eligible])
         return best.probability_best
 
     def add(self, state: GammaState, correction: GammaState) -> GammaState:
         """Counts of both."""
         return state._replace(
-            counted=state.counted + correction.counted,
-            trials=state.trials + correction.trials,
+            counted=corrected(state.counted, correction.counted),
+            trials=corrected(state.trials, correction.trials),
         )
 
     def correction(
         self,
         n_arms: int,
-        trials: Ints,
-        hits: Ints,
-        rewards_micros: Ints | None = None,
+        trials: Counts,
+        hits: Counts,
+        rewards_micros: Counts | None = None,
         rewards_squared: Floats | None = None,
     ) -> GammaState:
-        """Differences of the counts; may be negative."""
-        counted = hits if rewards_micros is None else rewards_micros // 1_000_000
+        """Differences of the counts, (n_arms,) each; may be negative."""
+        counted: Counts = hits
+        if rewards_micros is not None:
+            # Whole counts, but for what has faded.
+            fades = self.half_life_s is not None
+            counted = rewards_micros / 1e6 if fades else rewards_micros // 1_000_000
         return self.init(n_arms)._replace(counted=counted, trials=trials)
 
     def cost_us(self, n_eligible: int) -> float:

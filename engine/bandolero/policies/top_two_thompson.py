@@ -55,7 +55,7 @@ class TopTwoThompson(BetaThompson):
     kind = "top_two_thompson"
 
     def probabilities(self, state: BetaState, eligible: Ints) -> Floats:
-        """Probability that top-two sampling shows each eligible arm."""
+        """Probability that top-two sampling shows each eligible arm, (n_eligible,)."""
         best = super().probabilities(state, eligible)
         if len(best) == 1:
             return best

@@ -24,7 +24,7 @@ class Uniform:
         return state
 
     def probabilities(self, state: SplitState, eligible: Ints) -> Floats:
-        """1 / n_eligible each."""
+        """1 / n_eligible each, (n_eligible,)."""
         return np.full(len(eligible), 1.0 / len(eligible))
 
     def add(self, state: SplitState, correction: SplitState) -> SplitState:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bandolero.epochs import Epoch
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Correction, Epoch
+from bandolero.fold import Correction
 from bandolero.inference.compare import Comparison
 from bandolero.policies.base import Floats, Ints
 from bandolero.report.counts import (

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bandolero.epochs import Epoch, moments_of, padded
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import Correction, Epoch, padded
-from bandolero.inference.sample_ratio import sample_ratio
+from bandolero.fold import Correction
+from bandolero.inference.sample_ratio import sample_ratio, sample_ratio_by_moments
 from bandolero.policies.base import Floats, Ints
 from bandolero.report.model import Corrected, SampleRatioCheck, Stratum, Traffic
 
@@ -23,13 +24,18 @@ UNKNOWN_REASON = "no decision has known probabilities"
 
 
 class Counts(NamedTuple):
-    """Sums over epochs, each (n_arms,); rewards and their squares in units."""
+    """Sums over epochs, each (n_arms,); rewards and their squares in units.
+
+    moments: `bandolero.epochs.MOMENTS` of all epochs with known probabilities, where a
+    context decided these; else None.
+    """
 
     decisions: Ints
     trials: Ints
     impressions: Ints
     rewards: Floats
     rewards_squared: Floats
+    moments: Floats | None = None
 
 
 def within(
@@ -54,7 +60,16 @@ def summed(epochs: Sequence[Epoch], n_arms: int) -> Counts:
         sum((e.impressions for e in epochs), zeros),
         micros / 1e6,
         sum((e.rewards_squared for e in epochs), np.zeros(n_arms)),
+        _summed_moments(epochs),
     )
+
+
+def _summed_moments(epochs: Sequence[Epoch]) -> Floats | None:
+    """`MOMENTS` of all epochs; None where all probabilities were constant."""
+    if all(epoch.moments is None for epoch in epochs):
+        return None
+    known = [moments_of(epoch) for epoch in epochs if epoch.is_known]
+    return np.asarray(np.sum(known, axis=0), np.float64)
 
 
 def corrected(
@@ -77,7 +92,7 @@ def corrected(
     )
     return after, Corrected(
         watermark_ms=correction.watermark_ms,
-        variants=sum(map(bool, changes)),
+        variants=sum(any(change.values()) for change in changes),
         trials=int(trials.sum()),
         impressions=int(impressions.sum()),
         rewards=float(rewards.sum()),
@@ -90,7 +105,7 @@ def check_split(record: ExperimentRecord, epochs: Sequence[Epoch]) -> SampleRati
     Against the logged propensities, because equal shares are not what a bandit gives.
     """
     drawn = sorted((e for e in epochs if e.decisions.any()), key=_time)
-    known = [epoch for epoch in drawn if not np.isnan(epoch.probabilities).any()]
+    known = [epoch for epoch in drawn if epoch.is_known]
     n_known = sum(int(e.decisions.sum()) for e in known)
     unknown = sum(int(e.decisions.sum()) for e in epochs) - n_known
     if record.spec.allocation.sticky == "unit":
@@ -108,7 +123,11 @@ def check_split(record: ExperimentRecord, epochs: Sequence[Epoch]) -> SampleRati
 
 def _stratum(mode: str, epochs: Sequence[Epoch]) -> Stratum:
     decisions = np.array([epoch.decisions for epoch in epochs])
-    result = sample_ratio(decisions, np.array([e.probabilities for e in epochs]))
+    if (moments := _summed_moments(epochs)) is not None:
+        expected, variance = moments[:2]
+        result = sample_ratio_by_moments(decisions.sum(axis=0), expected, variance)
+    else:
+        result = sample_ratio(decisions, np.array([e.probabilities for e in epochs]))
     return Stratum(
         mode=mode,
         decisions=int(decisions.sum()),

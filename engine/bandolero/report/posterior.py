@@ -36,8 +36,16 @@ def compared(record: ExperimentRecord, counts: Counts) -> Comparison:
 def beta_posterior(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Floats]:
     """Parameters of each rate's posterior, (n_arms,) each.
 
-    The prior is the policy's own; Beta(1, 1) where the policy has none.
+    The prior is the policy's own; Beta(1, 1) where the policy has none. Where a context
+    decided the probabilities, data is the weighted mean, worth as many trials as its
+    standard error says, and no more than Kish's effective number of trials.
     """
+    if counts.moments is not None:
+        mean, error, trials = _weighted(counts.moments)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            trials = np.fmin(trials, mean * (1.0 - mean) / error**2)
+        hits = np.where(trials > 0.0, trials * np.nan_to_num(mean), 0.0)
+        return 1.0 + hits, 1.0 + np.nan_to_num(trials) - hits
     n_arms = len(counts.trials)
     state = policy_of(record.spec).init(n_arms)
     a, b = np.ones(n_arms), np.ones(n_arms)
@@ -50,12 +58,34 @@ def beta_posterior(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Fl
 def mean_posterior(counts: Counts) -> tuple[Floats, Floats]:
     """Mean reward and its standard error, (n_arms,); nan with fewer than 2 trials."""
     n = counts.trials.astype(float)
+    if counts.moments is not None:
+        mean, error, _ = _weighted(counts.moments)
+        return np.where(n < 2, np.nan, mean), np.where(n < 2, np.nan, error)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = counts.rewards / n
         spread = np.maximum(counts.rewards_squared - n * mean**2, 0.0)
         error = np.sqrt(spread / (n - 1.0) / n)
     few = n < 2
     return np.where(few, np.nan, mean), np.where(few, np.nan, error)
+
+
+def _weighted(moments: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean reward if all requests saw the variant, its standard error, its trials' worth.
+
+    Trials are weighted by w = 1 / propensity (Hajek's ratio estimator): sum w r / sum w,
+    its error linearised, and Kish's number of trials (sum w)^2 / sum w^2; (n_arms,) each,
+    nan without trials.
+
+    References
+    ----------
+    Owen (2013), Monte Carlo Theory, Methods and Examples, section 9.2: self-normalised
+    importance sampling.
+    """
+    w, w2, wr, w2r, w2r2 = moments[2:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = wr / w
+        spread = np.maximum(w2r2 - 2.0 * mean * w2r + mean**2 * w2, 0.0)
+        return mean, np.sqrt(spread) / w, np.asarray(w**2 / w2, np.float64)
 
 
 def _competing(record: ExperimentRecord, counts: Counts) -> Ints:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bandolero.experiment import Experiment
+from bandolero.policy_specs import CONTEXTUAL
 from bandolero.report.model import (
     Corrected,
     SampleRatioCheck,
@@ -53,6 +54,11 @@ class Facts(NamedTuple):
         spec = self.spec
         rates = (row.rate for row in self.rows)
         return scale_of(spec.objective.reward, spec.currency, rates)
+
+    @property
+    def by_context(self) -> bool:
+        """Whether a request's context decided the probabilities."""
+        return self.spec.policy.kind in CONTEXTUAL
 
     @property
     def adaptive(self) -> bool:
@@ -209,11 +215,24 @@ def _is_missing(row: VariantRow) -> bool:
 
 def _reading_notes(facts: Facts, verdict: Verdict) -> Iterator[str]:
     """What the reader has to bear in mind about the method."""
-    if facts.adaptive and facts.totals.trials:
+    if facts.by_context and facts.totals.trials:
+        yield (
+            "The context decided who saw which variant. Interval, P(best), expected loss "
+            "and lift weight every trial by 1 / propensity: they compare what variants "
+            "would earn if all requests saw them. The rate column is not weighted; share "
+            "now is that of a request that says nothing."
+        )
+    elif facts.adaptive and facts.totals.trials:
         yield (
             "Traffic followed the results. The posterior allows for that as long as the "
             "true rates do not change over time; a plain z-test on these counts would "
             "not, and would call equal variants different too often."
+        )
+    half_life_s = getattr(facts.spec.policy, "half_life_s", None)
+    if half_life_s is not None and facts.totals.trials:
+        yield (
+            f"To the policy data count half after {duration(half_life_s)}; this report "
+            "counts all of them in full, so its P(best) is not what traffic follows."
         )
     if facts.adaptive and verdict == "best":
         yield (

@@ -1,0 +1,333 @@
+"""The learner's steps over a log in memory, whose clock the test sets."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bandolero.codec import pack
+from bandolero.experiment import Experiment, ExperimentRecord
+from bandolero.fold import Fold, advance, init_fold
+from bandolero.lake.catalog import SNAPSHOTS_TABLE, Lake
+from bandolero.log import DECISIONS, EVENTS, log_ms, log_order, write_block
+from bandolero.policies import BetaState, aged, policy_of
+from bandolero.replay import agree, replay
+from bandolero.settle import GRACE_MS
+from bandolero.snapshot import (
+    Snapshot,
+    snapshot_from_bytes,
+    snapshot_to_bytes,
+    state_arrays,
+)
+from bandolero_service import keys, learner
+from bandolero_service.folding import state_from_bytes, state_to_bytes
+from bandolero_service.learner import ShardLearner
+from bandolero_service.settings import Settings
+from bandolero_service.store import Commit, Entry, Store
+from strategies import (
+    START_MS,
+    Row,
+    decision,
+    decisions_table,
+    event,
+    events_table,
+    experiment,
+)
+
+NAME = "acme/hats"
+MINUTE_MS = 60_000
+CLOSE_AFTER_MS = 2_000 + GRACE_MS
+FADING = experiment(
+    objective={"attribution_window_s": 2.0},
+    policy={"kind": "beta_thompson", "half_life_s": 60.0},
+)
+LASTING = experiment(objective={"attribution_window_s": 2.0})
+
+
+class MemoryStore(Store):
+    """A store of one shard and one experiment that ticks when it is told the time."""
+
+    def __init__(self, spec: Experiment) -> None:
+        self.record_now = ExperimentRecord(tenant="acme", spec=spec, status="running")
+        self.streams: dict[str, list[Entry]] = {}
+        self.committed = Commit("", {}, {}, {})
+        self.kept: dict[str, bytes] = {}
+        self.published: list[Snapshot] = []
+        self.corrected: dict[str, dict[str, Any]] = {}
+        self.moves = 0
+
+    def log(self, stream: str, at_ms: int, fields: Mapping[bytes, bytes]) -> None:
+        """Append an entry at a log time."""
+        entries = self.streams.setdefault(stream, [])
+        entries.append(Entry(f"{at_ms}-{len(entries)}", dict(fields)))
+
+    def decide(self, *rows: Row) -> None:
+        """Append each decision as a block, in log order."""
+        for row in rows:
+            block = write_block([tuple(row.get(n) for n in DECISIONS.names)], DECISIONS)
+            self.log(keys.decisions(0), row["log_ms"], {b"block": block})
+
+    def tell(self, *rows: Row) -> None:
+        """Append each event as a block, in log order."""
+        for row in rows:
+            block = write_block([tuple(row.get(n) for n in EVENTS.names)], EVENTS)
+            self.log(keys.events(0), row["log_ms"], {b"block": block})
+
+    def pass_to(self, at_ms: int) -> None:
+        """Move log time on."""
+        self.log(keys.events(0), at_ms, {b"tick": b"1"})
+
+    def correct(self, body: dict[str, Any]) -> None:
+        """Publish a correction."""
+        self.corrected = {NAME: body}
+        self.moves += 1
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest."""
+        return self.published[-1]
+
+    def tick(self, shard: int) -> str:
+        """Log time is the test's."""
+        return f"{shard}"
+
+    def read(
+        self, stream: str, after: str, until_ms: int | None = None
+    ) -> Iterator[Entry]:
+        """Entries after a log id, up to a log time."""
+        for entry in self.streams.get(stream, []):
+            late = until_ms is not None and log_ms(entry.log_id) > until_ms
+            if log_order(entry.log_id) > log_order(after) and not late:
+                yield entry
+
+    def cursors(self, shard: int) -> str:
+        """As committed."""
+        return self.committed.cursors
+
+    def folds(self, shard: int) -> dict[str, bytes]:
+        """As committed."""
+        return self.kept
+
+    def rollups(self, shard: int, name: str) -> dict[str, bytes]:
+        """None: states are what is looked at."""
+        return {}
+
+    def generation(self, shard: int) -> int:
+        """Moves with corrections."""
+        return self.moves
+
+    def records(self, shard: int) -> dict[str, ExperimentRecord]:
+        """The one experiment."""
+        return {NAME: self.record_now}
+
+    def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
+        """The newest."""
+        return self.corrected
+
+    def versions(self, shard: int) -> dict[str, int]:
+        """Of the last snapshot."""
+        return {NAME: self.snapshot.version} if self.published else {}
+
+    def commit(self, shard: int, fence: int, expected: str, commit: Commit) -> None:
+        """Keep what is written."""
+        assert expected == self.committed.cursors
+        self.committed = commit
+        self.kept |= commit.folds
+        for _, data in commit.snapshots.values():
+            self.published.append(snapshot_from_bytes(data))
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a learner to which every step is a publishing interval."""
+    monkeypatch.setattr(learner, "REPUBLISH_S", 0.0)
+    return Settings(publish_interval_s=0.0)
+
+
+def learner_of(store: MemoryStore, settings: Settings) -> ShardLearner:
+    """A learner as it starts."""
+    return ShardLearner(store, 0, 1, settings)
+
+
+def clicked(n: int, gap_ms: int) -> tuple[list[Row], list[Row]]:
+    """Decisions of v1, so far apart; every second was clicked."""
+    made = [
+        decision(decision_id=f"d{i}", decided_at_ms=START_MS + gap_ms * i)
+        for i in range(n)
+    ]
+    told = [
+        event(decision_id=row["decision_id"], at_ms=row["decided_at_ms"] + 1)
+        for row in made[::2]
+    ]
+    return made, told
+
+
+def offline(spec: Experiment, made: list[Row], told: list[Row], to: Snapshot) -> Any:
+    """The state a snapshot must hold, folded at once from all it says it has folded."""
+    end = log_order(to.folded_to)[0]
+    rows = decisions_table([row for row in made if row["log_ms"] <= end])
+    fold = advance(spec, init_fold(spec), rows, events_table(told), {})
+    return aged(policy_of(spec), fold.state, to.created_at_ms - fold.learned_to_ms)
+
+
+@pytest.mark.parametrize("spec", [LASTING, FADING], ids=["lasting", "fading"])
+def test_every_snapshot_holds_what_it_says_it_has_folded(
+    spec: Experiment, at_once: Settings
+) -> None:
+    """Also those published in mid-traffic: one fold up to `folded_to` gives their state."""
+    made, told = clicked(20, gap_ms=20_000)
+    store = MemoryStore(spec)
+    store.decide(*made)
+    shard = learner_of(store, at_once)
+    for row in made:
+        store.tell(*(e for e in told if e["decision_id"] == row["decision_id"]))
+        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+    assert len(store.published) >= 15
+    for snapshot in store.published:
+        assert agree(offline(spec, made, told, snapshot), snapshot.state)
+
+
+def test_beliefs_fade_without_traffic(at_once: Settings) -> None:
+    """A half-life later half is left of the counts, and the shares are nearer to even."""
+    made, told = clicked(20, gap_ms=1)
+    store = MemoryStore(FADING)
+    store.decide(*made)
+    store.tell(*told)
+    shard = learner_of(store, at_once)
+    end_ms = made[-1]["log_ms"] + CLOSE_AFTER_MS
+    for n_minutes in range(3):
+        store.pass_to(end_ms + n_minutes * MINUTE_MS)
+        shard.step()
+    assert [s.created_at_ms for s in store.published] == [
+        end_ms + n * MINUTE_MS for n in range(3)
+    ]
+    for earlier, later in pairwise(store.published):
+        assert isinstance(earlier.state, BetaState)
+        assert isinstance(later.state, BetaState)
+        np.testing.assert_allclose(later.state.trials, earlier.state.trials / 2)
+        assert np.ptp(later.probabilities) < np.ptp(earlier.probabilities)
+    last: Any = store.snapshot.state
+    assert last.trials[0] == pytest.approx(5.0, rel=1e-3)
+
+
+def test_idle_experiments_are_looked_at_rarely() -> None:
+    """With nothing learned a fading belief is published on the long interval only."""
+    store = MemoryStore(FADING)
+    made, told = clicked(4, gap_ms=1)
+    store.decide(*made)
+    store.tell(*told)
+    shard = learner_of(store, Settings(publish_interval_s=0.0))
+    for n_minutes in range(1, 4):
+        store.pass_to(START_MS + n_minutes * MINUTE_MS)
+        shard.step()
+    assert len(store.published) == 1
+
+
+def test_a_restart_changes_nothing(at_once: Settings) -> None:
+    """A learner that takes over between two steps fades and folds from the same time."""
+    made, told = clicked(10, gap_ms=15_000)
+    once, twice = MemoryStore(FADING), MemoryStore(FADING)
+    for store in (once, twice):
+        store.decide(*made)
+        store.tell(*told)
+        shard = learner_of(store, at_once)
+        store.pass_to(made[5]["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+        if store is twice:
+            shard = learner_of(store, at_once)
+        store.pass_to(made[-1]["log_ms"] + 5 * MINUTE_MS)
+        shard.step()
+    assert once.kept == twice.kept
+    assert agree(once.snapshot.state, twice.snapshot.state)
+
+
+def test_a_correction_fades_from_its_watermark(at_once: Settings) -> None:
+    """Half a hit at the watermark is a quarter a half-life later, in state and record."""
+    store = MemoryStore(FADING)
+    row = decision()
+    store.decide(row)
+    shard = learner_of(store, at_once)
+    close_ms = START_MS + CLOSE_AFTER_MS
+    watermark_ms = close_ms + MINUTE_MS
+    store.pass_to(watermark_ms)
+    store.correct(
+        {
+            "watermark_ms": watermark_ms,
+            "changes": {"v1": {"hits": 1, "rewards_micros": 1_000_000}},
+            "faded": {"v1": {"hits": 0.5, "rewards_micros": 500_000.0}},
+        }
+    )
+    shard.step()
+    state: Any = store.snapshot.state
+    assert state.successes.tolist() == [0.5, 0.0, 0.0]
+    store.pass_to(watermark_ms + MINUTE_MS)
+    shard.step()
+    state, correction = store.snapshot.state, store.snapshot.correction
+    assert isinstance(correction, BetaState)
+    assert correction.successes.tolist() == [0.25, 0.0, 0.0]
+    assert state.successes.tolist() == [0.25, 0.0, 0.0]
+    assert state.trials.tolist() == [0.25, 0.0, 0.0]
+
+
+def lake_of(folder: Path, made: list[Row], told: list[Row], last: Snapshot) -> Lake:
+    """A lake with a log and the last snapshot published on it."""
+    row = {
+        "tenant_id": "acme",
+        "experiment_id": "hats",
+        "version": last.version,
+        "probabilities": last.probabilities.tolist(),
+        "snapshot": snapshot_to_bytes(last),
+        "log_id": f"{last.created_at_ms}-0",
+        "log_ms": last.created_at_ms,
+    }
+    tables = {
+        "decisions": decisions_table(made),
+        "events": events_table(told),
+        "snapshots": pa.Table.from_pylist([row], SNAPSHOTS_TABLE),
+    }
+    lake = Lake(folder)
+    lake.commit("0", 0, last.created_at_ms + MINUTE_MS, tables)
+    return lake
+
+
+def test_replay_agrees_with_a_faded_snapshot(tmp_path: Path, at_once: Settings) -> None:
+    """Folded at once from the lake and faded to the snapshot's time: equal, only then."""
+    made, told = clicked(12, gap_ms=5_000)
+    store = MemoryStore(FADING)
+    store.decide(*made)
+    store.tell(*told)
+    faded = {"trials": -0.5, "hits": -0.25}
+    watermark_ms = made[3]["log_ms"] + CLOSE_AFTER_MS
+    store.correct({"watermark_ms": watermark_ms, "changes": {}, "faded": {"v1": faded}})
+    shard = learner_of(store, at_once)
+    for row in made:
+        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+    store.pass_to(made[-1]["log_ms"] + MINUTE_MS)
+    shard.step()
+    lake = lake_of(tmp_path / "lake", made, told, store.snapshot)
+    found = replay(store.record_now, lake)
+    assert found.decisions == len(made)
+    assert found.snapshot.correction is not None
+    assert found.same
+    later = replace(store.snapshot, created_at_ms=store.snapshot.created_at_ms + 1)
+    lake = lake_of(tmp_path / "other", made, told, later)
+    assert not replay(store.record_now, lake).same
+
+
+def test_fold_time_travels_with_the_state() -> None:
+    """Bytes keep the log time a state is as of; those written before it have 0."""
+    fold: Fold = init_fold(FADING)
+    state, learned_to_ms = state_from_bytes(
+        "beta_thompson", state_to_bytes(fold.state, START_MS)
+    )
+    assert learned_to_ms == START_MS
+    assert agree(state, fold.state)
+    old = pack({}, state_arrays("state", fold.state))
+    assert state_from_bytes("beta_thompson", old)[1] == 0
