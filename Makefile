@@ -15,7 +15,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types imports coverage wheel-test bench lock clean
+.PHONY: help demo test lint format types imports coverage wheel-test bench bench-peers lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -85,6 +85,9 @@ wheel-test: $(VENV)/.dev  ## run the tests against the built wheel, with no sour
 bench: $(VENV)/.dev  ## run the benchmarks: each prints machine, versions and medians
 	@set -eu; for script in benchmarks/[!_]*.py; do \
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+bench-peers: $(VENV)/.dev  ## time ours against nine other packages (installs them, gigabytes, into benchmarks/.peers)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 lock:  ## pin the newest packages that pyproject.toml allows (ARGS=--upgrade), else only what it newly asks for
 	@set -eu; \

@@ -73,7 +73,7 @@ def main() -> None:
         "  decide, 50 variants, 5 of them eligible": partial(
             decide, fifty, eligible=narrow
         ),
-        "  of which: the draw number (the hash)": fifty.draws,
+        "  of which: the draw number (the hash)": fifty.draw,
         "  for scale: a call that does nothing": bytes.__len__,
     }
     for what, call in others.items():

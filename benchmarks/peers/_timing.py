@@ -40,7 +40,11 @@ class Bandit(NamedTuple):
     context
         From 32 numbers to a context as the package takes it; not timed.
     settle
-        Called with all that a stretch decided; not timed. For those that keep accounts.
+        Called with all that a stretch decided; not timed. For those that keep accounts of
+        open decisions; few are open at once then.
+    both
+        Decide and learn, from a token and a reward, where that is not simply one after
+        the other.
     decide_batch, n_batch
         Make so many decisions in one call.
     """
@@ -49,6 +53,7 @@ class Bandit(NamedTuple):
     update: Callable[[Any, Any, float], object]
     context: Callable[[list[float]], Any] = list
     settle: Callable[[list[Any]], object] | None = None
+    both: Callable[[Any, float], object] | None = None
     decide_batch: Callable[[], object] | None = None
     n_batch: int = 0
 
@@ -109,7 +114,8 @@ def report(
 def us_per_call(call: Callable[[Any], Any], bandit: Bandit, items: Any) -> list[float]:
     """CPU microseconds per call, of each of several stretches."""
     fresh, n, took, spent = cycle(items), 1, [0], 0
-    while took[0] < STRETCH_NS and n < 10_000:
+    most = 10_000 if bandit.settle is None else 100
+    while took[0] < STRETCH_NS and n < most:
         n = n * 10 if took[0] else 1
         took = [_stretch(call, bandit, list(islice(fresh, n)))]
     took = []
@@ -146,14 +152,17 @@ def _time_flat(method: Method, n_arms: int, tokens: list[bytes]) -> None:
     if n_arms != BATCH_ARMS:
         return
     clicks = cycle(_clicks())
-    decide, update = bandit.decide, bandit.update
+    decide, update, at_once = bandit.decide, bandit.update, bandit.both
 
-    def both(token: bytes) -> None:
+    def in_turn(token: bytes) -> None:
         update(token, decide(token), next(clicks))
 
-    report(
-        "W1u", method, n_arms, us_per_call(both, bandit._replace(settle=None), tokens)
-    )
+    def together(token: bytes) -> None:
+        at_once(token, next(clicks))  # type: ignore[misc]  # not called where it is None
+
+    both = in_turn if at_once is None else together
+    took = us_per_call(both, bandit._replace(settle=None), tokens)
+    report("W1u", method, n_arms, took)
     if bandit.decide_batch is not None:
         batch, n = bandit.decide_batch, bandit.n_batch
         took = [us / n for us in us_per_call(lambda _: batch(), bandit, tokens)]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from benchmarks.decision import snapshot_of, week_old
+from benchmarks.decision import record_of, snapshot_of, week_old
 from benchmarks.peers._timing import (
     BATCH_ARMS,
     N_FEATURES,
@@ -21,7 +21,8 @@ from benchmarks.peers._timing import (
     us_per_call,
 )
 
-from bandolero import decide, draws, experiment_key
+from bandolero import build_snapshot, decide, experiment_key
+from bandolero.draws import drawer
 from bandolero.policies import BetaThompson, choose_batch
 from bandolero.policies.lin_ucb import LinUcb
 from bandolero.policies.linear_thompson import LinearThompson
@@ -34,26 +35,36 @@ FLOOR = 0.01
 
 def thompson(n_arms: int) -> Bandit:
     """Decide from a snapshot; every 1,000 updates make the next one."""
-    policy, state = BetaThompson(), week_old(n_arms)
-    snapshot = snapshot_of(state)
+    policy, state, record = BetaThompson(), week_old(n_arms), record_of(n_arms, None)
+    first = snapshot = snapshot_of(state)
     arms: list[int] = []
     rewards: list[float] = []
 
     def update(_: bytes, drawn: Any, reward: float) -> None:
-        nonlocal state, snapshot
         arms.append(drawn.arm)
         rewards.append(reward)
         if len(arms) == N_PER_SNAPSHOT:
-            state = policy.update(state, np.array(arms), np.array(rewards))
-            snapshot = snapshot_of(state)
-            arms.clear()
-            rewards.clear()
+            learn()
+
+    def both(token: bytes, reward: float) -> None:
+        arms.append(decide(snapshot, token).arm)
+        rewards.append(reward)
+        if len(arms) == N_PER_SNAPSHOT:
+            learn()
+
+    def learn() -> None:
+        nonlocal state, snapshot
+        state = policy.update(state, np.array(arms), np.array(rewards))
+        snapshot = build_snapshot(record, state, version=1, created_at_ms=0)
+        arms.clear()
+        rewards.clear()
 
     u = np.random.default_rng(1).random(N_BATCH)
     return Bandit(
-        decide=lambda token: decide(snapshot, token),
+        decide=partial(decide, first),
         update=update,
-        decide_batch=lambda: choose_batch(snapshot.probabilities, u),
+        both=both,
+        decide_batch=lambda: choose_batch(first.probabilities, u),
         n_batch=N_BATCH,
     )
 
@@ -66,10 +77,10 @@ def contextual(policy: Any, n_arms: int) -> Bandit:
     state = policy.update(policy.init(n_arms), np.arange(len(X)) % n_arms, clicks, X)
     prepared, eligible = policy.prepare(state), np.arange(n_arms)
     observe = (policy.regression if isinstance(policy, LinUcb) else policy).observe
-    key, token = experiment_key("acme", "spring-hero"), bytes(8)
+    draw, token = drawer(experiment_key("acme", "spring-hero")), bytes(8)
 
     def decide_for(x: Any) -> int:
-        drawn = policy.draw(prepared, eligible, x, draws(key, token).arm, FLOOR)
+        drawn = policy.draw(prepared, eligible, x, draw(token), FLOOR)
         return int(drawn[0])
 
     def update(x: Any, arm: int, reward: float) -> None:
@@ -115,7 +126,7 @@ def main() -> None:
         time_extras(methods[name], policies[name])
     bandit = thompson(BATCH_ARMS)
     key, tokens = experiment_key("acme", "spring-hero"), [bytes([i]) for i in range(99)]
-    took = us_per_call(lambda token: draws(key, token), bandit, tokens)
+    took = us_per_call(drawer(key), bandit, tokens)
     report("hash", beta, BATCH_ARMS, took, "one draw number; in W1, not in W4")
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bandolero.codec import pack, unpack
-from bandolero.draws import drawer, experiment_key
+from bandolero.draws import drawer, draws, experiment_key
 from bandolero.experiment import Experiment, ExperimentRecord
 from bandolero.features import FeatureMap
 from bandolero.policies import (
@@ -104,9 +104,9 @@ class Snapshot:
     correction: tuple[Any, ...] | None = None
     prepared: tuple[Any, ...] | None = None
     key: bytes = field(init=False)
-    draws: Callable[[bytes], tuple[float, float]] = field(init=False)
-    holdout_share: float = field(init=False)
-    needs_unit: bool = field(init=False)
+    draw: Callable[[bytes], float] = field(init=False)
+    is_plain: bool = field(init=False)
+    mode: str = field(init=False)
     policy: Policy[Any] | ContextualPolicy[Any, Any] = field(init=False)
     features: FeatureMap = field(init=False)
     full: Distribution = field(init=False)
@@ -117,12 +117,12 @@ class Snapshot:
         """Derive what is looked up per decision."""
         put = object.__setattr__
         put(self, "key", experiment_key(self.tenant, self.experiment.experiment))
-        put(self, "draws", drawer(self.key))
+        put(self, "draw", drawer(self.key))
         limits = self.experiment.allocation
-        put(self, "holdout_share", limits.holdout_share)
-        needs_unit = limits.holdout_share > 0.0 or limits.sticky == "unit"
-        put(self, "needs_unit", needs_unit)
+        is_plain = limits.holdout_share == 0.0 and limits.sticky != "unit"
+        put(self, "is_plain", is_plain)
         put(self, "policy", policy_of(self.experiment))
+        put(self, "mode", self.policy.mode)
         put(self, "features", FeatureMap(self.experiment.context))
         active = tuple(int(arm) for arm in self.active)
         put(self, "full", _distribution(self.probabilities, active, EXACT))
@@ -216,20 +216,29 @@ def decide(
     context
         What is known of the request; see `bandolero.features`.
     """
-    draw, held = snapshot.draws(nonce)
-    if unit is not None and snapshot.needs_unit:
-        of_unit, held = snapshot.draws(unit.encode("utf-8", "surrogatepass"))
-        is_sticky = snapshot.experiment.allocation.sticky == "unit"
-        draw = of_unit if is_sticky else draw
-    if held < snapshot.holdout_share:
-        return _draw_holdout(eligible or snapshot.full.eligible, draw)
+    if snapshot.is_plain:
+        draw = snapshot.draw(nonce)
+    else:
+        draw, held = _draws(snapshot, nonce, unit)
+        if held < snapshot.experiment.allocation.holdout_share:
+            return _draw_holdout(eligible or snapshot.full.eligible, draw)
     if snapshot.prepared is not None:
         return _draw_by_context(snapshot, eligible, context, draw)
     given = snapshot.full if eligible is None else snapshot.distribution(eligible)
     arm = choose(given.cumulative, draw)
     # What `Drawn(...)` comes to, less a call: this is the way of every decision.
-    mode = snapshot.policy.mode
-    return _new(Drawn, (arm, given.probabilities[arm], draw, mode, None))
+    share = given.probabilities[arm]
+    return _new(Drawn, (arm, share, draw, snapshot.mode, None))
+
+
+def _draws(snapshot: Snapshot, nonce: bytes, unit: str | None) -> tuple[float, float]:
+    """The draw and the holdout's number, where there is a holdout or units are sticky."""
+    of_nonce = draws(snapshot.key, nonce)
+    if unit is None:
+        return of_nonce
+    of_unit = draws(snapshot.key, unit.encode("utf-8", "surrogatepass"))
+    is_sticky = snapshot.experiment.allocation.sticky == "unit"
+    return of_unit.arm if is_sticky else of_nonce.arm, of_unit.holdout
 
 
 def rederive(
