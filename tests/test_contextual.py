@@ -21,6 +21,8 @@ from bandolero.features import FeatureMap
 from bandolero.fold import Fold, advance, grown, init_fold
 from bandolero.inference.sample_ratio import sample_ratio_by_moments
 from bandolero.policies import policy_of
+from bandolero.report.html import to_html
+from bandolero.report.text import to_text
 from bandolero.snapshot import (
     Snapshot,
     build_snapshot,
@@ -412,6 +414,9 @@ def test_report_compares_what_all_requests_would_earn() -> None:
     assert one.probability_best < 0.9
     assert report.sample_ratio.verdict == "ok"
     assert has_note(report, "weight every trial by 1 / propensity")
+    assert one.mean == pytest.approx(0.2, abs=0.04)
+    assert "all requests (95 % interval)" in to_text(report)
+    assert "Mark: rate if all requests saw it." in to_html(report)
 
 
 def test_intervals_cover() -> None:

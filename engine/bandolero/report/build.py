@@ -133,6 +133,7 @@ def _columns(table: Comparison, arm: int) -> dict[str, float | None]:
     return {
         name: _known(getattr(table, name), arm)
         for name in (
+            "mean",
             "interval_lower",
             "interval_upper",
             "probability_best",

@@ -62,16 +62,23 @@ def rates_svg(report: Report) -> str:
 
     def draw(ax: Axes) -> None:
         control = next((r for r in rows if r.variant_id == report.control), None)
-        if control is not None and control.rate is not None:
-            ax.axvline(control.rate * scale.factor, color=GREY, ls=":", lw=1)
+        at = None if control is None else _mark(report, control)
+        if at is not None:
+            ax.axvline(at * scale.factor, color=GREY, ls=":", lw=1)
         for y, row in enumerate(rows):
             ends = (row.interval_lower or 0.0, row.interval_upper or 0.0)
-            _interval(ax, report, row, y, row.rate, ends, scale.factor)
+            at = _mark(report, row)
+            _interval(ax, report, row, y, at, ends, scale.factor)
         _name_rows(ax, report, rows)
         ax.set_xlabel(f"rate ({unit})")
 
     title = f"Rate and {100 * report.credibility:g} % credible interval"
     return _svg(title, draw, _height(rows)) if rows else ""
+
+
+def _mark(report: Report, row: VariantRow) -> float | None:
+    """The rate as counted; where a context decided, that of all requests."""
+    return row.mean if report.by_context else row.rate
 
 
 def lifts_svg(report: Report) -> str:
@@ -111,7 +118,8 @@ def lifts_svg(report: Report) -> str:
 def traffic_svg(report: Report) -> str:
     """How the policy's decisions were shared out over time; empty if there are none."""
     stretches = np.array([stretch.decisions for stretch in report.traffic])
-    if stretches.sum() == 0:
+    # Where a context decided, a day is one stretch, and one stretch shows no change.
+    if stretches.sum() == 0 or (report.by_context and len(stretches) < 2):
         return ""
     days = [s.day for s in report.traffic if s.day is not None]
     order = np.argsort(-stretches.sum(axis=0), kind="stable")

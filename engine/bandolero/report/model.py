@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from bandolero.policy_specs import CONTEXTUAL
+
 Verdict = Literal["empty", "mismatch", "best", "safe", "open"]
 Check = Literal["ok", "mismatch", "too few", "not checked"]
 
@@ -11,7 +13,8 @@ Check = Literal["ok", "mismatch", "too few", "not checked"]
 class VariantRow:
     """One variant's line, fields in the order of the columns.
 
-    headline: the first slot of its creative. share_now: its probability in the newest
+    headline: the first slot of its creative. mean: posterior mean of the rate; where a
+    context decided, of what the rate would be if all requests saw the variant. share_now: its probability in the newest
     snapshot. rewards, expected_loss: in units, or a share where the reward is binary.
     lift: relative to control (0.1 is 10 % more). None: nothing to say it from.
     """
@@ -25,6 +28,7 @@ class VariantRow:
     rewards: float
     rate: float | None
     pending: int
+    mean: float | None
     interval_lower: float | None
     interval_upper: float | None
     probability_best: float | None
@@ -133,6 +137,11 @@ class Report:
     notes: tuple[str, ...]
     variants: tuple[VariantRow, ...]
     traffic: tuple[Traffic, ...]
+
+    @property
+    def by_context(self) -> bool:
+        """Whether a request's context decided what it saw."""
+        return self.policy in CONTEXTUAL
 
     @property
     def ranked(self) -> tuple[VariantRow, ...]:

@@ -97,7 +97,10 @@ def _comparison(report: Report, width: int) -> Table:
     """What is believed: a line a variant, its headline cut to what room there is."""
     scale = say.scale_for(report)
     percent = f"{100 * report.credibility:g} %"
-    heads = [f"{percent} interval", "P(best)", "P(> control)", "expected loss"]
+    what = f"{percent} interval"
+    if report.by_context:
+        what = f"all requests ({what})"
+    heads = [what, "P(best)", "P(> control)", "expected loss"]
     heads += [f"lift ({percent} interval)"]
     lines = [_belief_cells(report, scale, row) for row in report.ranked]
     table = _table(["variant"], heads)
@@ -121,8 +124,9 @@ def _units(report: Report) -> str:
 def _belief_cells(report: Report, scale: Scale, row: VariantRow) -> list[str]:
     """Cells of one line, in the order of the heads."""
     is_control = row.variant_id == report.control
+    interval = scale.interval(row.interval_lower, row.interval_upper)
     return [
-        scale.interval(row.interval_lower, row.interval_upper),
+        f"{scale.cell(row.mean)} ({interval})" if report.by_context else interval,
         say.probability(row.probability_best),
         "control" if is_control else say.probability(row.probability_beat_control),
         scale.loss_cell(row.expected_loss),
