@@ -47,6 +47,7 @@ N_LESS_NOISE = 400
 CROSSED_SEEDS = range(SEED, SEED + 10)
 OPEN_SEEDS = range(SEED, SEED + 50)
 BANK_SEEDS = range(SEED, SEED + 10)
+N_SHUFFLED = 20
 GROUPS = 4
 
 
@@ -144,9 +145,24 @@ def print_open_bandit() -> None:
     print_replays(
         f"{GROUPS} groups of items by item_feature_0", groups, policies, BATCH
     )
+    print()
+    print_nothing_to_learn(groups, policies)
     policies = policies | with_items(items)
     # An arm in eighty is accepted: with more between updates nothing would be learned.
     print_replays(f"{log.n_arms} items", log, policies, BATCH // 10)
+
+
+def print_nothing_to_learn(log: Log, policies: dict[str, Any]) -> None:
+    """Gains by weights where clicks are shuffled over rows: what chance alone makes."""
+    rng = np.random.default_rng(SEED)
+    for name in ("linear_thompson", "logistic_thompson"):
+        gains = []
+        for _ in range(N_SHUFFLED):
+            shuffled = log._replace(rewards=rng.permutation(log.rewards))
+            _, weights = replays(policies[name], shuffled, BATCH)
+            gains.append(100.0 * value(weights, shuffled.rewards).gain)
+        told = f"{np.mean(gains):+.3f}, standard deviation {np.std(gains, ddof=1):.3f}"
+        print(f"{name}, clicks shuffled {N_SHUFFLED} times: gain by weights {told}")
 
 
 def print_replays(what: str, log: Log, policies: dict[str, Any], every: int) -> None:

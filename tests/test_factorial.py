@@ -268,14 +268,14 @@ def test_draws_are_of_the_belief() -> None:
     assert_array_equal(fresh.pairs[:, :3, :3], 0.0)
 
 
-@pytest.mark.parametrize("n_features", [1, 2])
-def test_realised_shares_match_propensities(n_features: int) -> None:
+@pytest.mark.parametrize(("n_features", "n"), [(1, 4_000), (2, 1_000)])
+def test_realised_shares_match_propensities(n_features: int, n: int) -> None:
     """Over all u, combinations and values come as often as their propensities say.
 
-    A grid of 4,000 numbers u leaves an error of a few grid steps; nothing is random.
+    A grid of n numbers u leaves an error of 20 / n at most; nothing is random.
     """
     policy = ProductThompson((3, 2, 4), n_features)
-    prepared, x, n = some_prepared(5, policy), np.full(n_features, 1.0), 4_000
+    prepared, x = some_prepared(5, policy), np.full(n_features, 1.0)
     counts = np.zeros((3, 2, 4))
     stated = np.full((3, 2, 4), np.nan)
     for u in (np.arange(n) + 0.5) / n:
@@ -283,7 +283,7 @@ def test_realised_shares_match_propensities(n_features: int) -> None:
         counts[tuple(values)] += 1
         stated[tuple(values)] = propensity
     assert stated.sum() == pytest.approx(1.0, abs=1e-12)
-    assert_allclose(counts / n, stated, atol=5e-3)
+    assert_allclose(counts / n, stated, atol=20 / n)
     assert stated.min() >= 0.08 / 24
     by_value = policy.value_probabilities(prepared, x, 0.02)
     for a, shares in enumerate(by_value):
@@ -392,12 +392,17 @@ def regret_of_beta(rates: Floats, seed: int, n_batches: int) -> float:
     return lost
 
 
+@pytest.mark.slow
 def test_factors_lose_less_than_independent_arms() -> None:
-    """Over 20,000 trials of 3 problems of 64 arms: less than half of the clicks lost."""
-    seeds = range(3)
+    """Over 20,000 trials of 4 problems of 64 arms: less than 3/4 of the clicks lost.
+
+    On average a third is (about 210 of 650 clicks, on 32 seeds); of 4 seeds 3/4 is 6
+    standard errors away.
+    """
+    seeds = range(4)
     by_parts = sum(regret_of_product(clicks_of(s), s, 20) for s in seeds)
     by_arms = sum(regret_of_beta(clicks_of(s), s, 20) for s in seeds)
-    assert by_parts < 0.5 * by_arms
+    assert by_parts < 0.75 * by_arms
 
 
 def test_a_new_combination_starts_warm() -> None:

@@ -302,8 +302,8 @@ def test_propensity_is_the_probability_with_the_floor() -> None:
 
 
 def test_realised_shares_match_propensities() -> None:
-    """Of 5,000 draws each arm gets its share; false alarm below 1e-3 (4 sigma each)."""
-    policy, prepared, n = policy_of(3), some_prepared(4, 6, 3), 5_000
+    """Of 2,000 draws each arm gets its share; false alarm below 1e-3 (4 sigma each)."""
+    policy, prepared, n = policy_of(3), some_prepared(4, 6, 3), 2_000
     us = np.random.default_rng(11).random(n)
     drawn = [policy.draw(prepared, np.arange(6), np.ones(3), u, 0.01) for u in us]
     p = drawn[0].probabilities
@@ -338,8 +338,9 @@ def test_bad_features_are_refused(bad: float) -> None:
     policy, prepared = policy_of(2), some_prepared(7, 6, 2)
     prepared.coefficients[:] *= 1e10
     for x in (np.array([1.0, bad]), np.ones(3)):
-        with pytest.raises(ValueError, match=r"^features"):
-            policy.draw(prepared, np.arange(6), x, 0.5)
+        with np.errstate(over="ignore", invalid="ignore"):
+            with pytest.raises(ValueError, match=r"^features"):
+                policy.draw(prepared, np.arange(6), x, 0.5)
 
 
 def test_prepared_is_only_read() -> None:

@@ -141,3 +141,11 @@ def moments_of(epoch: Epoch) -> Floats:
             weight**2 * epoch.rewards_squared,
         )
     )
+
+
+def earned_moments(arms: Ints, weights: Floats, rewards: Floats, n_arms: int) -> Floats:
+    """The last five of `MOMENTS`, of trials (n_trials,) each, (5, n_arms)."""
+    earned = weights * rewards
+    values = (weights, weights**2, earned, weights * earned, earned**2)
+    sums = [np.bincount(arms, each, minlength=n_arms) for each in values]
+    return np.array(sums, np.float64)

@@ -20,6 +20,7 @@ from bandolero.epochs import (
     Epoch,
     Epochs,
     Vectors,
+    earned_moments,
     empty_epoch,
     epoch_key,
     merge,
@@ -52,7 +53,8 @@ class Correction(NamedTuple):
 
     changes: for each variant that changed, the differences of `MEASURES`. faded: the
     same where data fade, each trial counting as much as it still does at the watermark;
-    empty where they do not.
+    empty where they do not. by_context: what else changed where a context decided
+    (`lake.context_changes`); empty elsewhere.
     """
 
     tenant_id: str
@@ -60,6 +62,7 @@ class Correction(NamedTuple):
     watermark_ms: int
     changes: dict[str, dict[str, float]]
     faded: dict[str, dict[str, float]]
+    by_context: dict[str, dict[str, list[float]]]
 
 
 def init_fold(experiment: Experiment) -> Fold:
@@ -96,7 +99,7 @@ def advance(
     rewards = settled.reward_micros[settled.trial] / 1e6
     policy = policy_of(experiment)
     if isinstance(policy, ContextualPolicy):
-        features = _features(experiment, rows.filter(pa.array(settled.trial)))
+        features = features_of(experiment, rows.filter(pa.array(settled.trial)))
         state = policy.update(fold.state, arms[settled.trial], rewards, features)
         learned_to_ms = fold.learned_to_ms
     else:
@@ -131,13 +134,10 @@ def grown(experiment: Experiment, fold: Fold) -> Fold:
 def with_correction(
     experiment: Experiment, state: tuple[Any, ...], correction: tuple[Any, ...] | None
 ) -> tuple[Any, ...]:
-    """The state with what a refresh found added, if it found anything.
-
-    A contextual policy's state stays: it is no sum of `MEASURES`.
-    """
-    policy = policy_of(experiment)
-    if correction is None or isinstance(policy, ContextualPolicy):
+    """The state with what a refresh found added, if it found anything."""
+    if correction is None:
         return state
+    policy: Any = policy_of(experiment)
     corrected: tuple[Any, ...] = policy.add(state, correction)
     return corrected
 
@@ -148,7 +148,7 @@ def arms_of(experiment: Experiment, variant_ids: pa.ChunkedArray) -> Ints:
     return np.asarray(pc.fill_null(arms, -1).to_numpy(), dtype=np.int64)
 
 
-def _features(experiment: Experiment, rows: pa.Table) -> Floats:
+def features_of(experiment: Experiment, rows: pa.Table) -> Floats:
     """Features of the decisions' contexts, (n_rows, n_features)."""
     given = rows["context"].to_pylist()
     contexts = [{} if text is None else json.loads(text) for text in given]
@@ -230,11 +230,10 @@ def _moments(
     p = np.asarray(pc.list_flatten(mine["probabilities"]).to_numpy(), np.float64)
     among, p = among[among >= 0], p[among >= 0]
     trial = part[settled.trial[part]]
-    arm, r = arms[trial], settled.reward_micros[trial] / 1e6
-    w = 1.0 / np.asarray(rows["propensity"].to_numpy())[trial]
+    rewards = settled.reward_micros[trial] / 1e6
+    weights = 1.0 / np.asarray(rows["propensity"].to_numpy())[trial]
     shares = [_sum_floats(among, v, n_arms) for v in (p, p * (1.0 - p))]
-    earned = (w, w**2, w * r, w**2 * r, (w * r) ** 2)
-    return np.stack(shares + [_sum_floats(arm, values, n_arms) for values in earned])
+    return np.vstack((shares, earned_moments(arms[trial], weights, rewards, n_arms)))
 
 
 def _sum_floats(arm: Ints, values: Floats, n_arms: int) -> Floats:

@@ -164,6 +164,7 @@ def refresh(
                     "watermark_ms": correction.watermark_ms,
                     "changes": correction.changes,
                     "faded": correction.faded,
+                    "by_context": correction.by_context,
                 }
                 store.put_correction(
                     correction.tenant_id, correction.experiment_id, body

@@ -7,7 +7,13 @@ import numpy as np
 from bandolero.codec import pack, unpack
 from bandolero.epochs import Epoch
 from bandolero.experiment import Experiment
-from bandolero.policies import ContextualPolicy, aged, policy_of
+from bandolero.policies import (
+    ContextualPolicy,
+    LinearState,
+    LinearThompson,
+    aged,
+    policy_of,
+)
 from bandolero.snapshot import state_arrays, state_of
 
 _ARRAYS = Epoch._fields[3:-1]
@@ -47,13 +53,15 @@ def correction_state(
 ) -> tuple[Any, ...] | None:
     """A published correction as a state to add; None where it changes nothing.
 
-    Nor does it change a contextual policy's state, which is no sum of these measures.
-    With a half-life it fades from its watermark on, until `now_ms` in log time.
+    With a half-life it fades from its watermark on, until `now_ms` in log time. A state
+    that depends on the order of trials is not corrected.
     """
     policy = policy_of(experiment)
+    if isinstance(policy, ContextualPolicy):
+        return _sums_to_add(experiment, body)
     fades = getattr(policy, "half_life_s", None) is not None
     changes = body.get("faded") if fades else body["changes"]
-    if not changes or isinstance(policy, ContextualPolicy):
+    if not changes:
         return None
     ids = experiment.variant_ids
     trials, hits, micros = (
@@ -66,3 +74,20 @@ def correction_state(
     squared = np.array([changes.get(i, {}).get("rewards_squared", 0.0) for i in ids])
     state: tuple[Any, ...] = policy.correction(len(ids), trials, hits, micros, squared)
     return aged(policy, state, max(0, now_ms - body["watermark_ms"]))
+
+
+def _sums_to_add(experiment: Experiment, body: dict[str, Any]) -> LinearState | None:
+    """Differences of sums over features as a state; None where there are none."""
+    changes = body.get("by_context", {})
+    if not any("gram" in change for change in changes.values()):
+        return None
+    n_arms, d = len(experiment.variants), experiment.n_features
+    sums = LinearThompson(d).init(n_arms)
+    for variant_id, change in changes.items():
+        arm = experiment.variant_ids.index(variant_id)
+        sums.gram[arm] = change["gram"]
+        sums.moment[arm] = change["moment"]
+        sums.squares[arm] = change["squares"][0]
+        trials = body["changes"].get(variant_id, {}).get("trials", 0)
+        sums.trials[arm] = trials
+    return sums

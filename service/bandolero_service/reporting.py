@@ -50,4 +50,5 @@ def _correction(
         body["watermark_ms"],
         body["changes"],
         body.get("faded", {}),
+        body.get("by_context", {}),
     )

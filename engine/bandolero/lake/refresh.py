@@ -20,6 +20,11 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.fold import MEASURES, Correction
 from bandolero.inference.priors import BetaPrior, fit_beta_prior
 from bandolero.lake.catalog import BadFile, Lake
+from bandolero.lake.context_changes import (
+    changes_by_context,
+    is_by_context,
+    settled_otherwise,
+)
 from bandolero.lake.settling import EXPERIMENT, closed_decisions, settle_expr
 
 Progress = Callable[[str], None]
@@ -76,6 +81,10 @@ def refresh(
         after = con.to_pyarrow(_by_variant(final))
         progress("rolling up")
         rollups = con.to_pyarrow(_rollups(final))
+        by_context = {}
+        if any(map(is_by_context, records)):
+            changed = con.to_pyarrow(settled_otherwise(live, final))
+            by_context = changes_by_context(records, decisions, changed)
         late = int(con.to_pyarrow(_late(closed, told, watermark_ms).count()).as_py())
     finally:
         con.disconnect()
@@ -85,7 +94,12 @@ def refresh(
         events=events.num_rows,
         settled=sum(row["decisions"] for row in after.to_pylist()),
         late_events=late,
-        corrections=_corrections(records, before, after, watermark_ms),
+        corrections=[
+            one._replace(
+                by_context=by_context.get((one.tenant_id, one.experiment_id), {})
+            )
+            for one in _corrections(records, before, after, watermark_ms)
+        ],
         priors=_priors(records, after),
         rollups=rollups,
         bad_files=bad + bad_events,
@@ -177,7 +191,7 @@ def _corrections(
     live = {_key(row): row for row in before.to_pylist()}
     found = {
         (record.tenant, record.experiment_id): Correction(
-            record.tenant, record.experiment_id, watermark_ms, {}, {}
+            record.tenant, record.experiment_id, watermark_ms, {}, {}, {}
         )
         for record in records
     }

@@ -132,8 +132,8 @@ class ProductThompson:
     n_features: int = 1
     prior_intercept: float = -1.9
     prior_variance: float = 0.05
-    value_variance: float = 0.01
-    pair_variance: float = 0.003
+    value_variance: float = 0.03
+    pair_variance: float = 0.01
     exploration: float = EXPLORATION
     kind = "product_thompson"
     mode = "explore"

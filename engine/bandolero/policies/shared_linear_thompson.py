@@ -12,8 +12,10 @@ later, with new values too, without touching what is stored.
 
 Shares are those of `N_DRAWS` coefficients drawn once per snapshot: predictions of arms
 that share coefficients are not independent, and a draw of all of them keeps that. The
-numbers behind the draws are the same for all snapshots, so shares move when data do.
-They are a scrambled Sobol sequence.
+numbers behind the draws are the same for all snapshots of as many coefficients, so shares
+move when data do.
+They are a scrambled Sobol sequence, whose shares were off by 0.4 to 0.7 times as much as
+those of independent draws (10 to 48 arms of 9 to 12 columns, 1 to 16 features).
 
 References
 ----------

@@ -84,7 +84,14 @@ def corrected(
     trials = differences("trials").astype(np.int64)
     impressions = differences("impressions").astype(np.int64)
     rewards = differences("rewards_micros") / 1e6
+    moments = counts.moments
+    if moments is not None:
+        moments = moments.copy()
+        for variant_id, change in correction.by_context.items():
+            arm = record.spec.variant_ids.index(variant_id)
+            moments[2:, arm] += change["moments"]
     after = counts._replace(
+        moments=moments,
         trials=counts.trials + trials,
         impressions=counts.impressions + impressions,
         rewards=counts.rewards + rewards,

@@ -1,0 +1,152 @@
+"""Late events under a contextual policy: the refresh says what changed, and where."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from bandolero.epochs import moments_of
+from bandolero.experiment import Experiment
+from bandolero.fold import Correction, Fold, with_correction
+from bandolero.lake.catalog import Lake
+from bandolero.lake.refresh import refresh
+from bandolero.policies import LinearState
+from bandolero_service.folding import correction_state
+from report_cases import report_of
+from strategies import (
+    FAR_MS,
+    START_MS,
+    Row,
+    decisions_table,
+    event,
+    events_table,
+)
+from test_contextual import (
+    DESKTOP,
+    KINDS,
+    MOBILE,
+    clicked,
+    folded,
+    made,
+    record_of,
+    spec_of,
+)
+
+SUMS = [kind for kind in KINDS if kind["kind"] != "logistic_thompson"]
+UNTIL_MS = FAR_MS
+ROWS = [made(i, i % 3, (MOBILE, DESKTOP)[i % 2]) for i in range(12)]
+
+
+def late(i: int) -> Row:
+    """A click on a decision in time, told long after its close."""
+    return clicked(i) | {"log_ms": FAR_MS - 5, "log_id": f"{FAR_MS - 5}-{i}"}
+
+
+def undone(i: int) -> Row:
+    """The click taken back, long after the close."""
+    at_ms = START_MS + 10 * i + 600
+    return event(
+        event_id="undo",
+        decision_id=f"d{i}",
+        type="retract",
+        retracts="c",
+        at_ms=at_ms,
+        received_at_ms=FAR_MS - 4,
+        log_ms=FAR_MS - 4,
+        log_id=f"{FAR_MS - 4}-{i}",
+    )
+
+
+def correction_of(folder: Path, spec: Experiment, told: list[Row]) -> Correction:
+    """What a refresh finds."""
+    lake = Lake(folder)
+    tables = {"decisions": decisions_table(ROWS), "events": events_table(told)}
+    lake.commit("0", 0, UNTIL_MS, tables)
+    (found,) = refresh(lake, [record_of(spec)]).corrections
+    return found
+
+
+def published(correction: Correction) -> dict[str, Any]:
+    """A correction as the store keeps it."""
+    names = ("watermark_ms", "changes", "faded", "by_context")
+    return {name: getattr(correction, name) for name in names}
+
+
+def hindsight(spec: Experiment, on_time: set[int]) -> Fold:
+    """What would have been learned had all been told in time."""
+    return folded(spec, ROWS, [clicked(i) for i in sorted(on_time)], [])
+
+
+@pytest.mark.parametrize("policy", SUMS, ids=str)
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_correction_makes_the_state_final(
+    tmp_path_factory: pytest.TempPathFactory,
+    policy: dict[str, Any],
+    data: st.DataObject,
+) -> None:
+    """Live sums plus the correction are the sums of what was clicked in the end."""
+    some = st.sets(st.integers(0, 11))
+    in_time, after = data.draw(some), data.draw(some)
+    back = data.draw(some) & in_time
+    after -= in_time
+    spec = spec_of(policy)
+    told = [clicked(i) for i in sorted(in_time)]
+    told += [late(i) for i in sorted(after)] + [undone(i) for i in sorted(back)]
+    correction = correction_of(tmp_path_factory.mktemp("lake"), spec, told)
+    live = hindsight(spec, in_time).state
+    change = correction_state(spec, published(correction), UNTIL_MS)
+    assert (change is None) == (not after and not back)
+    state = with_correction(spec, live, change)
+    final = hindsight(spec, (in_time | after) - back).state
+    for one, other in zip(state, final, strict=True):
+        assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_report_counts_what_was_late_where_it_belongs(tmp_path: Path) -> None:
+    """Corrected moments are those of the final clicks, and so is what a report says."""
+    spec = spec_of()
+    told = [clicked(0), clicked(1), late(3), late(4), undone(1)]
+    correction = correction_of(tmp_path, spec, told)
+    live, final = hindsight(spec, {0, 1}), hindsight(spec, {0, 3, 4})
+    one, two = (next(iter(fold.epochs.values())) for fold in (live, final))
+    added = np.zeros_like(moments_of(one))
+    for variant_id, change in correction.by_context.items():
+        added[2:, spec.variant_ids.index(variant_id)] += change["moments"]
+    assert_allclose(moments_of(one) + added, moments_of(two), rtol=1e-12)
+    corrected = report_of(record_of(spec), one, correction=correction)
+    straight = report_of(record_of(spec), two)
+    for a, b in zip(corrected.variants, straight.variants, strict=True):
+        assert a.rewards == b.rewards
+        assert a.interval_lower == pytest.approx(b.interval_lower)
+        assert a.probability_best == pytest.approx(b.probability_best)
+
+
+def test_a_state_that_depends_on_the_order_stays(tmp_path: Path) -> None:
+    """A logistic state takes no correction; its report does."""
+    spec = spec_of({"kind": "logistic_thompson"})
+    correction = correction_of(tmp_path, spec, [clicked(0), late(3)])
+    assert correction.changes["v1"]["hits"] == 1
+    assert correction.by_context["v1"].keys() == {"moments"}
+    assert correction_state(spec, published(correction), UNTIL_MS) is None
+
+
+def test_a_correction_has_no_prior() -> None:
+    """Added to a state it moves sums, and leaves the prior as it was."""
+    spec = spec_of()
+    change = {"gram": [1.0] * 21, "moment": [2.0] * 6, "squares": [1.0]}
+    body = {
+        "watermark_ms": UNTIL_MS,
+        "changes": {"v2": {"trials": 1}},
+        "by_context": {"v2": change},
+    }
+    state = hindsight(spec, set()).state
+    assert isinstance(state, LinearState)
+    after: Any = with_correction(spec, state, correction_state(spec, body, UNTIL_MS))
+    assert np.array_equal(after.prior_precision, state.prior_precision)
+    assert (after.trials - state.trials).tolist() == [0, 1, 0]
+    assert_allclose(after.moment[1] - state.moment[1], 2.0)
