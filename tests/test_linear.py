@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import reference_contextual as reference
 from bandolero.codec import pack, unpack
-from bandolero.policies.base import grow
+from bandolero.policies.base import choose, cumulative, grow, with_floor
 from bandolero.policies.lin_ucb import LinUcb
 from bandolero.policies.linear_thompson import LinearState, LinearThompson
 from bandolero.policies.normal_choice import (
@@ -429,3 +429,23 @@ def test_lin_ucb_takes_the_highest_bound() -> None:
     assert policy.probabilities(prepared, eligible, x)[bound.argmax()] == 1.0
     assert drawn.probabilities[bound.argmax()] == pytest.approx(0.97)
     assert drawn.propensity == drawn.probabilities[drawn.arm]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=6),
+    st.sampled_from([0.0, 0.01, 0.2, 0.9]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.999, 1.0 - 2.0**-53]),
+)
+def test_lin_ucb_draws_as_choose_does(
+    means: list[float], min_share: float, u: float
+) -> None:
+    """Its kernel gives what the floor over shared ties and `choose` give, bit for bit."""
+    policy, eligible = LinUcb(1), np.arange(len(means))
+    prepared = policy.prepare(policy.init(len(means)))
+    prepared = prepared._replace(mean=np.array(means)[:, None])
+    ties = np.array(means) == max(means)
+    shares = with_floor(ties / np.count_nonzero(ties), min_share)
+    drawn = policy.draw(prepared, eligible, np.ones(1), u, min_share)
+    assert drawn.probabilities.tolist() == shares.tolist()
+    assert drawn.arm == choose(cumulative(shares), u)
+    assert drawn.propensity == shares[drawn.arm]

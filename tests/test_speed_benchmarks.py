@@ -56,12 +56,11 @@ def test_bars_go_by_the_fastest_peer(capsys: pytest.CaptureFixture[str]) -> None
     assert "holds" in capsys.readouterr().out
 
 
-def test_ours_is_judged_by_its_slowest_thompson_policy() -> None:
-    """Neither a faster Thompson policy nor a slower one of another kind sets the bar."""
+def test_ours_is_judged_by_its_slowest_policy() -> None:
+    """Of ours the slowest counts, whatever the peers take; of no row there is none."""
     rows = [
         row("ours", "linear_thompson", 3.0),
-        row("ours", "logistic_thompson", 4.0),
-        row("ours", "lin_ucb", 9.0),
+        row("ours", "lin_ucb", 4.0),
         row("swift", "swift epsilon", 99.0),
     ]
     assert slowest_of_ours(rows, "W1", 50) == rows[1]

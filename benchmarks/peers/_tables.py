@@ -21,7 +21,6 @@ TITLES = {
     ("prepare", 10): "solving what W3 summed, once per snapshot, 10 variants",
     ("prepare", 50): "solving what W3 summed, once per snapshot, 50 variants",
 }
-THOMPSON = ("beta_thompson", "linear_thompson", "logistic_thompson")
 
 
 class Row(NamedTuple):
@@ -43,7 +42,7 @@ class Bar(NamedTuple):
     """What is asked of a workload.
 
     at_most_us
-        Of our slowest Thompson policy.
+        Of our slowest policy.
     times
         The fastest peer's time is at least so many times that.
     """
@@ -90,7 +89,7 @@ def print_tables(rows: Iterable[Row]) -> None:
 def print_bars(rows: Iterable[Row]) -> None:
     """Whether each bar holds, by medians."""
     every = list(rows)
-    print("\nBars, by our slowest Thompson policy")
+    print("\nBars, by our slowest policy")
     for bar in BARS:
         ours = slowest_of_ours(every, bar.work, bar.n_arms)
         if ours is None:
@@ -110,8 +109,7 @@ def slowest_of_ours(rows: list[Row], work: str, n_arms: int) -> Row | None:
         for row in rows
         if row.package == "ours" and (row.work, row.n_arms) == (work, n_arms)
     ]
-    thompson = [row for row in ours if row.method in THOMPSON]
-    return max(thompson, key=lambda row: row.us, default=None)
+    return max(ours, key=lambda row: row.us, default=None)
 
 
 def _print_ratio(what: str, bar: Bar, ours: Row, peers: list[Row]) -> None:

@@ -25,6 +25,8 @@ STRETCH_NS = 10_000_000
 BUDGET_S = 1.0
 WARM_UP_S = 1.5
 MIN_STRETCHES, MAX_STRETCHES = 5, 200
+MAX_SHORT_STRETCHES = 3_000
+"""Of updates, which are timed few at a time: else a busy moment would hold them all."""
 N_UPDATES = 50
 """Decisions that are open while updates are timed."""
 
@@ -133,7 +135,7 @@ def us_per_update(bandit: Bandit, items: list[Any], open_at_once: int) -> list[f
     took: list[float] = []
     began = time.process_time()
     while len(took) < MIN_STRETCHES or (
-        time.process_time() - began < BUDGET_S and len(took) < MAX_STRETCHES
+        time.process_time() - began < BUDGET_S and len(took) < MAX_SHORT_STRETCHES
     ):
         some = [
             (x, bandit.decide(x), next(clicks)) for x in islice(fresh, open_at_once)

@@ -233,12 +233,12 @@ def decide(
 
 def _draws(snapshot: Snapshot, nonce: bytes, unit: str | None) -> tuple[float, float]:
     """The draw and the holdout's number, where there is a holdout or units are sticky."""
-    of_nonce = draws(snapshot.key, nonce)
     if unit is None:
-        return of_nonce
+        return draws(snapshot.key, nonce)
     of_unit = draws(snapshot.key, unit.encode("utf-8", "surrogatepass"))
-    is_sticky = snapshot.experiment.allocation.sticky == "unit"
-    return of_unit.arm if is_sticky else of_nonce.arm, of_unit.holdout
+    if snapshot.experiment.allocation.sticky == "unit":
+        return of_unit
+    return snapshot.draw(nonce), of_unit.holdout
 
 
 def rederive(

@@ -11,12 +11,12 @@ Li et al. (2010), A Contextual-Bandit Approach to Personalized News Article
 Recommendation, algorithm 1.
 """
 
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 
-from bandolero.policies.base import Floats, Ints, cumulative, with_floor
+from bandolero._jit import kernel
+from bandolero.policies.base import Floats, Ints
 from bandolero.policies.linear_thompson import LinearState, LinearThompson
 from bandolero.policies.normal_choice import (
     Drawn,
@@ -85,10 +85,7 @@ class LinUcb:
 
         (n_eligible,); raises as `normal_choice.predictions` does.
         """
-        mean, sd = predictions(prepared, eligible, x)
-        bound = mean + sd
-        best = bound == bound.max()
-        return np.asarray(best / np.count_nonzero(best), np.float64)
+        return self.draw(prepared, eligible, x, 0.0).probabilities
 
     def draw(
         self,
@@ -102,6 +99,31 @@ class LinUcb:
 
         `u` is in [0, 1). Raises as `normal_choice.predictions` does.
         """
-        shares = with_floor(self.probabilities(prepared, eligible, x), min_share)
-        at = bisect_right(cumulative(shares), u)
-        return Drawn(int(eligible[at]), float(shares[at]), shares)
+        mean, sd = predictions(prepared, eligible, x)
+        arm, propensity, shares = _draw_highest(mean, sd, eligible, u, min_share)
+        return Drawn(arm, propensity, shares)
+
+
+@kernel
+def _draw_highest(
+    mean: Floats, sd: Floats, eligible: Ints, u: float, min_share: float
+) -> tuple[int, float, Floats]:
+    """Arm, propensity, and probabilities: the highest bounds share what the floor leaves."""
+    n = eligible.size
+    highest, n_highest = -np.inf, 0
+    for k in range(n):
+        bound = mean[k] + sd[k]
+        if bound > highest:
+            highest, n_highest = bound, 0
+        if bound == highest:
+            n_highest += 1
+    floor, shares = min(min_share, 0.5 / n), np.empty(n)
+    drawn, reached = 0, 0.0
+    for k in range(n):
+        weight = 1.0 / n_highest if mean[k] + sd[k] == highest else 0.0
+        shares[k] = floor + (1.0 - n * floor) * weight
+        # The last positive arm's stretch ends at 1, whatever the rounding of the sum.
+        if reached <= u and shares[k] > 0.0:
+            drawn = k
+        reached += shares[k]
+    return int(eligible[drawn]), float(shares[drawn]), shares
