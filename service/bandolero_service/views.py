@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 STALE_AFTER_S = 30.0
 MAX_WARMED_SETS = 256
+WARM_S = 0.1
+"""Eligible sets are computed for so long at a time: changes must not wait for them."""
 MISSING_KEYS_PER_S = 20
 
 
@@ -233,9 +235,12 @@ class Views:
         return view.snapshot.version if view is not None else 0
 
     def _warm_missed_sets(self) -> None:
+        """Compute eligible sets that were asked for, as far as the time goes."""
+        until = time.monotonic() + WARM_S
         for view in self._views.values():
-            while view.snapshot.misses:
-                view.snapshot.warm(view.snapshot.misses.pop())
+            misses = view.snapshot.misses
+            while misses and time.monotonic() < until:
+                view.snapshot.warm(misses.pop())
 
 
 def cold_snapshot(record: ExperimentRecord) -> Snapshot:
@@ -258,13 +263,20 @@ def warm_up() -> None:
 
 
 def _warm_like(new: Snapshot, old: Snapshot) -> None:
-    """Compute the eligible sets in use for a new snapshot before it is served."""
+    """Compute the eligible sets in use for a new snapshot before it is served.
+
+    As far as the time goes, the newest first; the others are noted, for later.
+    """
     if new.prepared is not None:
         return
+    until = time.monotonic() + WARM_S
     n_arms = len(new.experiment.variants)
-    for eligible in list(old.sets)[-MAX_WARMED_SETS:]:
+    for eligible in list(old.sets)[: -MAX_WARMED_SETS - 1 : -1]:
         if eligible and eligible[-1] < n_arms and eligible not in new.sets:
-            new.warm(eligible)
+            if time.monotonic() < until:
+                new.warm(eligible)
+            else:
+                new.misses.add(eligible)
 
 
 def _answer_part(experiment_id: str, variant: Any) -> bytes:
