@@ -14,7 +14,7 @@ import reference_contextual as reference
 from bandolero.codec import pack, unpack
 from bandolero.policies.base import choose, cumulative, grow, with_floor
 from bandolero.policies.lin_ucb import LinUcb
-from bandolero.policies.linear_thompson import LinearState, LinearThompson
+from bandolero.policies.linear_thompson import OPTIMISM, LinearState, LinearThompson
 from bandolero.policies.normal_choice import (
     Prepared,
     best_of_predictions,
@@ -60,10 +60,12 @@ def some_prepared(
     """A posterior of random means and covariances."""
     rng = np.random.default_rng(seed)
     roots = rng.standard_normal((n_arms, d, d + 2)) / d
+    mean = 0.3 * rng.standard_normal((n_arms, d))
     if diagonal:
-        return Prepared(0.3 * rng.standard_normal((n_arms, d)), roots[:, :, 0] ** 2)
-    matrices = roots @ roots.transpose(0, 2, 1)
-    return Prepared(0.3 * rng.standard_normal((n_arms, d)), quadratic_terms(matrices))
+        variance = roots[:, :, 0] ** 2
+    else:
+        variance = quadratic_terms(roots @ roots.transpose(0, 2, 1))
+    return Prepared(mean, variance, 0.1 * rng.standard_normal(variance.shape))
 
 
 sizes = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 25), st.integers(1, 6))
@@ -254,6 +256,31 @@ def test_bad_trials_are_refused(
         policy.update(policy.init(2), *given)
 
 
+def test_bonus_is_what_is_not_drawn() -> None:
+    """Prediction m' x + OPTIMISM sigma x' (V - B) x; none of it at exploration 1."""
+    x, state = np.array([1.0, 0.5, -2.0]), LinearThompson(3).init(3)
+    state = LinearThompson(3).update(state, *trials_of(15, 60, 2, 3))
+    for exploration in (0.15, 0.5, 1.0):
+        policy = LinearThompson(3, exploration=exploration)
+        mean, V, noise = policy.posterior(state)
+        rest = V - drawn_belief(V, state.prior_precision, exploration)
+        bonus = OPTIMISM * np.sqrt(noise) * np.einsum("i,kij,j->k", x, rest, x)
+        got, _ = predictions(policy.prepare(state), np.arange(3), x)
+        assert_allclose(got, mean @ x + bonus, atol=1e-12)
+        assert bonus[2] == pytest.approx(0.0, abs=1e-12)
+        assert (bonus[:2] > 0.0).all() == (exploration < 1.0)
+
+
+def test_bonus_is_in_units_of_the_reward() -> None:
+    """Rewards in cents, with them the first guess of the noise: predictions in cents."""
+    arms, rewards, X = trials_of(16, 200, 2, 3)
+    euros, cents = LinearThompson(3), LinearThompson(3, noise_variance=2500.0)
+    one = euros.prepare(euros.update(euros.init(2), arms, rewards, X))
+    other = cents.prepare(cents.update(cents.init(2), arms, 100.0 * rewards, X))
+    for name, scale in (("mean", 100.0), ("variance", 1e4), ("bonus", 100.0)):
+        assert_allclose(getattr(other, name), scale * getattr(one, name), rtol=1e-9)
+
+
 # --- deciding -----------------------------------------------------------------
 
 
@@ -315,7 +342,7 @@ def test_certainty() -> None:
 
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_predictions_are_the_quadratic_form(diagonal: bool) -> None:
-    """Mean m' x and variance x' V x, from packed coefficients, for some of the arms."""
+    """Mean m' x + x' C x and variance x' V x, from packed coefficients, of some arms."""
     prepared = some_prepared(1, 5, 7, diagonal=diagonal)
     x = np.random.default_rng(2).standard_normal(7)
     eligible = np.array([1, 4])
@@ -323,7 +350,8 @@ def test_predictions_are_the_quadratic_form(diagonal: bool) -> None:
     row, column = np.diag_indices(7) if diagonal else np.triu_indices(7)
     for k, arm in enumerate(eligible):
         form = float(np.sum(prepared.variance[arm] * x[row] * x[column]))
-        assert mean[k] == pytest.approx(prepared.mean[arm] @ x, abs=1e-12)
+        added = float(np.sum(prepared.bonus[arm] * x[row] * x[column]))
+        assert mean[k] == pytest.approx(prepared.mean[arm] @ x + added, abs=1e-12)
         assert sd[k] == pytest.approx(np.sqrt(form), rel=1e-12)
 
 

@@ -168,6 +168,26 @@ def test_surprises_do_not_break_it(diagonal: bool) -> None:
     assert drawn.propensity == 1.0
 
 
+@each_form
+@pytest.mark.parametrize("exploration", [0.15, 0.6, 1.0])
+def test_narrowing_keeps_the_expected_rate(diagonal: bool, exploration: float) -> None:
+    """E exp(s) of what is drawn is that of the posterior: mean + variance / 2 agree."""
+    form = "diagonal" if diagonal else "full"
+    policy = LogisticThompson(4, form, exploration=exploration)
+    state = policy.update(policy.init(3), *trials_of(8, 300, 2, 4))
+    x = np.array([1.0, 0.5, -2.0, 1.5])
+    mean, sd = predictions(policy.prepare(state), np.arange(3), x)
+    V = state.covariance
+    full = V[:, :, None] * np.eye(4) if diagonal else V
+    variance = np.einsum("i,kij,j->k", x, full, x)
+    assert_allclose(mean + sd**2 / 2.0, state.mean @ x + variance / 2.0, rtol=1e-12)
+    if exploration == 1.0:
+        assert_allclose(mean, state.mean @ x, rtol=1e-12)
+    else:
+        assert (sd[:2] ** 2 < 0.9 * variance[:2]).all()
+    assert sd[2] ** 2 == pytest.approx(variance[2])
+
+
 @pytest.mark.parametrize("reward", [-0.5, 1.5, np.nan])
 def test_bad_rewards_are_refused(reward: float) -> None:
     """A logistic model is for rewards of 0 … 1."""

@@ -55,7 +55,7 @@ class LinUcb:
     @property
     def regression(self) -> LinearThompson:
         """The same regression as `linear_thompson`, another rule on top."""
-        return LinearThompson(self.n_features)
+        return LinearThompson(self.n_features, prior_precision=1.0)
 
     def init(self, n_arms: int) -> LinearState:
         """Prior and no data."""
@@ -78,7 +78,8 @@ class LinUcb:
         """The posterior as serving needs it, alpha in it."""
         mean, covariance, noise_variance = self.regression.posterior(state)
         scale = self.alpha**2 * noise_variance
-        return Prepared(mean, quadratic_terms(scale * covariance))
+        variance = quadratic_terms(scale * covariance)
+        return Prepared(mean, variance, np.zeros_like(variance))
 
     def probabilities(self, prepared: Prepared, eligible: Ints, x: Floats) -> Floats:
         """1 for the arm with the highest bound at x (n_features,), shared by ties.

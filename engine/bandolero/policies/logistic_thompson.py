@@ -8,7 +8,10 @@ rounding; the precision gains p (1 - p) x x' there.
 The state is sequential: it depends, a little, on the order of the trials, so it is folded
 in log order only, has no `add`, and one batch equals its two halves bit for bit.
 
-Serving compares theta_k' x, which ranks as the probabilities do.
+Serving compares theta_k' x, which ranks as the probabilities do. It draws from a belief
+narrower than the posterior V_k (`normal_choice.drawn_belief`), here B_k, and adds half of
+what was left out, x' (V_k - B_k) x / 2: where rewards are rare, the expected reward of
+theta_k' x ~ N(m, v) is nearly exp(m + v / 2), so narrowing takes nothing from it.
 
 References
 ----------
@@ -37,7 +40,10 @@ from bandolero.policies.normal_choice import (
 PRIOR_INTERCEPT = -3.5
 """Log odds of a 3 % click rate, ..."""
 PRIOR_VARIANCE = 0.25
-"""... which is worth 1 / (0.25 * 0.03) = 130 trials; chosen with `EXPLORATION`."""
+"""... which is worth 1 / (0.25 * 0.03) = 130 trials.
+
+With the click rates of problem P1 as the prior (variance 1 / 16) regret was no lower.
+"""
 MAX_STEPS = 100
 
 
@@ -143,10 +149,12 @@ class LogisticThompson:
             _observe_diagonal(mean, covariance, trials, arm, reward, x)
 
     def prepare(self, state: LogisticState) -> Prepared:
-        """The belief as serving needs it, with the exploration scale in it."""
+        """The belief as serving needs it, narrowed, and the bonus for what was left out."""
         belief = drawn_belief(state.covariance, state.prior_precision, self.exploration)
-        terms = quadratic_terms(belief) if self.covariance == "full" else belief
-        return Prepared(state.mean, terms)
+        bonus = 0.5 * (state.covariance - belief)
+        if self.covariance == "full":
+            belief, bonus = quadratic_terms(belief), quadratic_terms(bonus)
+        return Prepared(state.mean, belief, bonus)
 
     def probabilities(self, prepared: Prepared, eligible: Ints, x: Floats) -> Floats:
         """Probability that each eligible arm's reward is likeliest, (n_eligible,).
