@@ -37,7 +37,7 @@ CONTEXTUAL = (
 )
 """Kinds of policy whose probabilities depend on a request's context."""
 STATE_NUMBERS_MAX = 250_000
-"""So many numbers a contextual policy's state may have: a snapshot of it is 2 MB."""
+"""So many numbers a contextual policy's state may have: a snapshot of it is 3 MB."""
 COEFFICIENTS_MAX = 1000
 """So many coefficients a shared regression may have: a snapshot of it is 2 MB."""
 

@@ -44,12 +44,13 @@ from numpy.typing import NDArray
 from bandolero._jit import kernel
 from bandolero.policies import product_choice
 from bandolero.policies.base import Floats, Ints
-from bandolero.policies.normal_choice import EXPLORATION, drawn_belief
+from bandolero.policies.normal_choice import drawn_belief
 from bandolero.policies.product_choice import (
     STARTS_WITHOUT_CONTEXT,
     Floats32,
     ProductPrepared,
 )
+from bandolero.policies.shared_linear_thompson import EXPLORATION
 
 N_DRAWS = 256
 SEED = 20170813

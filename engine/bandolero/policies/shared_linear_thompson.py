@@ -38,8 +38,10 @@ from scipy.stats import qmc
 from bandolero._jit import kernel, sum_kernel
 from bandolero.policies.base import Floats, Ints
 from bandolero.policies.linear_thompson import LinearState, LinearThompson
-from bandolero.policies.normal_choice import EXPLORATION, Drawn
+from bandolero.policies.normal_choice import Drawn
 
+EXPLORATION = 0.3
+"""How far data narrows what is drawn from; see `normal_choice.drawn_belief`."""
 N_DRAWS = 256
 """Posterior draws; a power of 2, as Sobol's sequence wants it."""
 EFFECT_PRECISION = 100.0
