@@ -141,7 +141,7 @@ def test_folding_commutes(seed: int, n: int, cut: int) -> None:
 def test_arms_of_their_own_are_the_disjoint_policy() -> None:
     """With one indicator an arm, and no more, predictions are `linear_thompson`'s."""
     d, trials = 3, trials_of(2, 300, 4, 3)
-    disjoint = LinearThompson(d)
+    disjoint = LinearThompson(d, prior_precision=1.0)
     shared = SharedLinearThompson(d, rows_of(np.eye(4)), effect_precision=1.0)
     state = disjoint.update(disjoint.init(4), *trials)
     mean, _, noise = shared.posterior(state)
