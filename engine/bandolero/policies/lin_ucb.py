@@ -79,7 +79,7 @@ class LinUcb:
         mean, covariance, noise_variance = self.regression.posterior(state)
         scale = self.alpha**2 * noise_variance
         variance = quadratic_terms(scale * covariance)
-        return Prepared(mean, variance, np.zeros_like(variance))
+        return Prepared(mean, variance, np.zeros((len(mean), 0)))
 
     def probabilities(self, prepared: Prepared, eligible: Ints, x: Floats) -> Floats:
         """1 for the arm with the highest bound at x (n_features,), shared by ties.

@@ -60,7 +60,7 @@ class Prepared(NamedTuple):
         scale in them: of x_i x_j for i <= j, row by row, n_terms = d (d + 1) / 2;
         or of x_i^2 alone, n_terms = d.
     bonus
-        As `variance`: coefficients of what is added to the prediction because part of
+        As `variance`, or none, (n_arms, 0): coefficients of what is added to the prediction because part of
         its variance is not drawn. Without it, a narrowed belief locks in: an arm that
         was unlucky early is hardly ever shown again, and nothing says it may be better.
     """
