@@ -1,5 +1,7 @@
 """Logistic regressions learn as Laplace's approximation says, in the order of the log."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -172,8 +174,7 @@ def test_surprises_do_not_break_it(diagonal: bool) -> None:
 @pytest.mark.parametrize("exploration", [0.15, 0.6, 1.0])
 def test_narrowing_keeps_the_expected_rate(diagonal: bool, exploration: float) -> None:
     """E exp(s) of what is drawn is that of the posterior: mean + variance / 2 agree."""
-    form = "diagonal" if diagonal else "full"
-    policy = LogisticThompson(4, form, exploration=exploration)
+    policy = replace(policy_of(4, diagonal), exploration=exploration)
     state = policy.update(policy.init(3), *trials_of(8, 300, 2, 4))
     x = np.array([1.0, 0.5, -2.0, 1.5])
     mean, sd = predictions(policy.prepare(state), np.arange(3), x)
