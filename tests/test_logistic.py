@@ -1,5 +1,6 @@
 """Logistic regressions learn as Laplace's approximation says, in the order of the log."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -174,6 +175,7 @@ def test_surprises_do_not_break_it(diagonal: bool) -> None:
 @pytest.mark.parametrize("exploration", [0.15, 0.6, 1.0])
 def test_narrowing_keeps_the_expected_rate(diagonal: bool, exploration: float) -> None:
     """E exp(s) of what is drawn is that of the posterior: mean + variance / 2 agree."""
+    policy = replace(policy_of(4, diagonal), exploration=exploration)
     form: Literal["diagonal", "full"] = "diagonal" if diagonal else "full"
     policy = LogisticThompson(4, form, exploration=exploration)
     state = policy.update(policy.init(3), *trials_of(8, 300, 2, 4))

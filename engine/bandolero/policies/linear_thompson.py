@@ -108,8 +108,8 @@ class LinearThompson:
     >>> trials = np.array([0, 1]), np.array([0.0, 1.0]), X
     >>> state = policy.update(policy.init(n_arms=2), *trials)
     >>> prepared = policy.prepare(state)
-    >>> policy.probabilities(prepared, np.arange(2), np.array([1.0, -1.0])).round(3)
-    array([0.5, 0.5])
+    >>> policy.probabilities(prepared, np.arange(2), np.array([1.0, 1.0])).round(3)
+    array([0.127, 0.873])
     """
 
     n_features: int
