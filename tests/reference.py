@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import mpmath as mp
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.integrate import fixed_quad
@@ -262,8 +263,10 @@ def draw_numbers(tenant: str, experiment_id: str, token: bytes) -> tuple[float, 
     """The numbers for the arm and for the holdout, bit by bit from the hash."""
     name = tenant.encode() + bytes(1) + experiment_id.encode()
     key = hashlib.blake2b(name, digest_size=8, person=b"experiment").digest()
-    digest = hashlib.blake2b(token, digest_size=16, key=key).digest()
-    halves = [int.from_bytes(half, "little") for half in (digest[:8], digest[8:])]
+    seed = int.from_bytes(key, "little")
+    seeds = (seed, seed ^ 0x9E3779B97F4A7C15)
+    digests = [xxhash.xxh3_64(token, seed=each).digest() for each in seeds]
+    halves = [int.from_bytes(digest, "big") for digest in digests]
     arm, holdout = (float(Fraction(half // 2**11, 2**53)) for half in halves)
     return arm, holdout
 

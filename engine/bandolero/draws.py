@@ -5,13 +5,13 @@ the raw unit where draws are sticky) and on nothing else: no generator state, no
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from hashlib import blake2b
-from struct import Struct
 from typing import NamedTuple
 
+from xxhash import xxh3_64_intdigest as _hash
+
 NONCE_BYTES = 8
-_PAIR, _FIRST = Struct("<QQ"), Struct("<Q8x")
+_HOLDOUT = 0x9E3779B97F4A7C15  # Tells the two seeds of an experiment apart.
 _UNIT_INTERVAL = 2.0**-53
 
 
@@ -36,34 +36,26 @@ def shard_of(key: bytes, n_shards: int) -> int:
 def draws(key: bytes, token: bytes) -> Draws:
     """Hash an experiment key and a token to two uniform numbers.
 
-    53 bits each; a keyed BLAKE2b, so experiments draw independently for the same unit.
+    53 bits each of XXH3-64, seeded by the key, so experiments draw independently for the
+    same unit. No secret: whoever knows tenant, experiment and token knows the draw.
     """
-    hasher = _keyed(key).copy()
-    hasher.update(token)
-    arm, holdout = _PAIR.unpack(hasher.digest())
+    seed = int.from_bytes(key, "little")
+    arm, holdout = _hash(token, seed), _hash(token, seed ^ _HOLDOUT)
     return Draws((arm >> 11) * _UNIT_INTERVAL, (holdout >> 11) * _UNIT_INTERVAL)
 
 
 def drawer(key: bytes) -> Callable[[bytes], float]:
-    """From a token to `draws(key, token).arm`, for who draws often: half the time.
+    """From a token to `draws(key, token).arm`, for who draws often: a third of the time.
 
     Examples
     --------
     >>> drawer(b"eight by")(b"a token") == draws(b"eight by", b"a token").arm
     True
     """
-    fresh, unpack = _keyed(key).copy, _FIRST.unpack
+    seed = int.from_bytes(key, "little")
 
     def draw(token: bytes) -> float:
-        hasher = fresh()
-        hasher.update(token)
-        arm: int = unpack(hasher.digest())[0]
+        arm: int = _hash(token, seed)
         return (arm >> 11) * _UNIT_INTERVAL
 
     return draw
-
-
-@lru_cache(maxsize=4096)
-def _keyed(key: bytes) -> blake2b:
-    """A hasher that has taken in its key; a copy of it costs half of a new one."""
-    return blake2b(digest_size=16, key=key)
