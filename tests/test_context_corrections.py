@@ -14,7 +14,8 @@ from bandolero.experiment import Experiment
 from bandolero.fold import Correction, Fold, with_correction
 from bandolero.lake.catalog import Lake
 from bandolero.lake.refresh import refresh
-from bandolero.policies import LinearState
+from bandolero.policies import LinearState, LinearThompson
+from bandolero.policies.base import Floats, Ints
 from bandolero_service.folding import correction_state
 from report_cases import report_of
 from strategies import (
@@ -126,6 +127,37 @@ def test_report_counts_what_was_late_where_it_belongs(tmp_path: Path) -> None:
         assert a.probability_best == pytest.approx(b.probability_best)
 
 
+def test_clicks_all_taken_back_are_no_clicks(tmp_path: Path) -> None:
+    """Rounding that is left of a variant's clicks is no evidence for it."""
+    spec = spec_of()
+    told = [clicked(0), clicked(3), undone(0), undone(3), clicked(1)]
+    correction = correction_of(tmp_path, spec, told)
+    (epoch,) = hindsight(spec, {0, 1, 3}).epochs.values()
+    assert epoch.moments is not None
+    epoch.moments[4:, 0] += 1e-8  # what adding in another order may leave
+    report = report_of(record_of(spec), epoch, correction=correction)
+    one, two, _ = report.variants
+    assert one.rewards == 0.0
+    assert one.mean is not None
+    assert two.mean is not None
+    assert one.mean < two.mean
+    assert one.probability_best is not None
+    assert one.probability_best < 0.5
+
+
+def test_another_tenants_decision_of_the_same_id_is_another(tmp_path: Path) -> None:
+    """Decisions are told apart by their rows: ids may stand twice in a lake."""
+    spec, lake = spec_of(), Lake(tmp_path)
+    theirs = made(3, 2, DESKTOP, tenant_id="rival")
+    rows = [theirs, *ROWS]
+    tables = {"decisions": decisions_table(rows), "events": events_table([late(3)])}
+    lake.commit("0", 0, UNTIL_MS, tables)
+    (found,) = refresh(lake, [record_of(spec)]).corrections
+    assert found.by_context.keys() == {"v1"}
+    (alone,) = (correction_of(tmp_path / "alone", spec, [late(3)]),)
+    assert found.by_context == alone.by_context
+
+
 def test_a_state_that_depends_on_the_order_stays(tmp_path: Path) -> None:
     """A logistic state takes no correction; its report does."""
     spec = spec_of({"kind": "logistic_thompson"})
@@ -150,3 +182,26 @@ def test_a_correction_has_no_prior() -> None:
     assert np.array_equal(after.prior_precision, state.prior_precision)
     assert (after.trials - state.trials).tolist() == [0, 1, 0]
     assert_allclose(after.moment[1] - state.moment[1], 2.0)
+
+
+def linear_trials(seed: int, n: int) -> tuple[Ints, Floats, Floats]:
+    """Arms, rewards and features of trials on two arms and two features."""
+    rng = np.random.default_rng(seed)
+    rewards = (rng.random(n) < 0.3).astype(float)
+    return rng.integers(0, 2, n), rewards, rng.standard_normal((n, 2))
+
+
+def test_taking_back_more_than_was_learned_leaves_none() -> None:
+    """An arm with sums that no data could give has none; the others keep theirs."""
+    policy = LinearThompson(2)
+    state = policy.update(policy.init(2), *linear_trials(4, 20))
+    more = policy.update(
+        policy.init(2), np.zeros(30, np.int64), *linear_trials(5, 30)[1:]
+    )
+    back = more._replace(
+        gram=-more.gram, moment=-more.moment, squares=-more.squares, trials=-more.trials
+    )
+    left = policy.add(state, back)
+    assert (left.trials[0], left.gram[0].any(), left.squares[0]) == (0, False, 0.0)
+    assert np.array_equal(left.gram[1], state.gram[1])
+    assert np.isfinite(policy.prepare(left).mean).all()

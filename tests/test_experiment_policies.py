@@ -190,7 +190,7 @@ def test_every_fault_of_priors_is_listed() -> None:
     )
     assert found == {
         "variants[0].prior.alpha": "variants[0].prior.alpha == -1.0, "
-        "must be greater than 0.",
+        "must be greater than or equal to 0.000000001.",
         "policy.priors.calm": "policy.priors.calm has shape, "
         "must have alpha, beta with policy.kind == 'beta_thompson'.",
         "policy.prior_by": "policy.prior_by is missing, "

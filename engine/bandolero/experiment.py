@@ -134,8 +134,8 @@ class CyclicField(_Model):
 
     kind: Literal["cyclic"]
     name: Identifier
-    period: Annotated[float, Field(gt=0.0)]
-    default: float = 0.0
+    period: Annotated[float, Field(ge=1e-9, le=1e9)]
+    default: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.0
 
     @property
     def columns(self) -> list[str]:
@@ -148,7 +148,7 @@ class NumericField(_Model):
 
     kind: Literal["numeric"]
     name: Identifier
-    default: float = 0.0
+    default: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.0
 
     @property
     def columns(self) -> list[str]:

@@ -81,7 +81,9 @@ class FeatureMap:
             if columns:
                 x[columns.get(value, columns[OTHER])] = 1.0  # type: ignore[arg-type]  # a level
             elif isinstance(field, CyclicField):
-                angle = math.tau * math.fmod(float(value), field.period) / field.period
+                angle = math.tau * (
+                    math.fmod(float(value), field.period) / field.period
+                )
                 x[start], x[start + 1] = math.sin(angle), math.cos(angle)
             else:
                 x[start] = min(max(float(value), -NUMERIC_MAX), NUMERIC_MAX)

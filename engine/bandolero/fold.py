@@ -32,6 +32,8 @@ from bandolero.policies.base import Floats, Ints, grow
 from bandolero.settle import Settled, closes_ms, live_cuts, settle
 
 FALLBACK = "fallback"
+CONTEXT, UNKNOWN = "context", "unknown"
+"""Probabilities that a context decided: as recorded, or not recorded."""
 MEASURES = ("trials", "hits", "impressions", "rewards_micros", "rewards_squared")
 """What a correction corrects; hits are trials with a positive reward."""
 
@@ -150,9 +152,17 @@ def arms_of(experiment: Experiment, variant_ids: pa.ChunkedArray) -> Ints:
 
 def features_of(experiment: Experiment, rows: pa.Table) -> Floats:
     """Features of the decisions' contexts, (n_rows, n_features)."""
-    given = rows["context"].to_pylist()
-    contexts = [{} if text is None else json.loads(text) for text in given]
+    contexts = [_context(text) for text in rows["context"].to_pylist()]
     return FeatureMap(experiment.context).encode_batch(contexts)
+
+
+def _context(text: str | None) -> dict[str, Any]:
+    """A recorded context; empty where there is none, or ingested text that is none."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _split_epochs(
@@ -160,7 +170,7 @@ def _split_epochs(
 ) -> Iterator[tuple[Ints, Epoch]]:
     """Rows grouped by (day, mode, probabilities), each with an empty epoch."""
     days = np.asarray(rows["decided_at_ms"].to_numpy()) // DAY_MS
-    versions = np.asarray(rows["snapshot_version"].to_numpy())
+    versions = pc.fill_null(rows["snapshot_version"], -1).to_numpy()
     modes = rows["mode"].to_pylist()
     given = rows["probabilities"].to_pylist()
     eligible = rows["eligible"].to_pylist()
@@ -168,21 +178,22 @@ def _split_epochs(
     by_context = policy.mode if isinstance(policy, ContextualPolicy) else None
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, mode in enumerate(modes):
-        own = given[i] if given[i] is None else tuple(given[i])
-        among = None if eligible[i] is None else tuple(eligible[i])
-        shares = None if mode == by_context and own is not None else (among, own)
-        at = (int(days[i]), mode, int(versions[i]), shares)
-        groups.setdefault(at, []).append(i)
+        own, among = tuple(given[i] or ()), tuple(eligible[i] or ())
+        says_all = len(own) == len(among) > 0
+        shares: Any = (among, own) if says_all else (None, None)
+        if mode == by_context:
+            shares = CONTEXT if says_all else UNKNOWN
+        groups.setdefault((int(days[i]), mode, int(versions[i]), shares), []).append(i)
     n_arms = len(experiment.variants)
     for (day, mode, version, shares), members in groups.items():
         part = np.array(members, dtype=np.int64)
-        if shares is None:
-            empty = empty_epoch(day, mode, version, np.full(n_arms, np.nan))
-            moments = np.zeros((len(MOMENTS), n_arms))
-            yield part, empty._replace(moments=moments)
-        else:
+        empty = empty_epoch(day, mode, version, np.full(n_arms, np.nan))
+        if shares == CONTEXT:
+            empty = empty._replace(moments=np.zeros((len(MOMENTS), n_arms)))
+        elif shares != UNKNOWN:
             vector = _vector(experiment, vectors.get(version), *shares)
-            yield part, empty_epoch(day, mode, version, vector)
+            empty = empty._replace(probabilities=vector)
+        yield part, empty
 
 
 def _vector(

@@ -41,7 +41,9 @@ STATE_NUMBERS_MAX = 250_000
 COEFFICIENTS_MAX = 1000
 """So many coefficients a shared regression may have: a snapshot of it is 2 MB."""
 
-Positive = Annotated[float, Field(gt=0.0, le=1e9)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+LogOdds = Annotated[float, Field(ge=-50.0, le=50.0)]
 MIN_HALF_LIFE_S = 60.0
 MAX_HALF_LIFE_S = 10 * 31_557_600.0
 HalfLife = Annotated[float, Field(ge=MIN_HALF_LIFE_S, le=MAX_HALF_LIFE_S)]
@@ -58,7 +60,7 @@ class Prior(Model):
     beta: Positive | None = None
     shape: Positive | None = None
     rate: Positive | None = None
-    mean: float | None = None
+    mean: Number | None = None
     sd: Positive | None = None
     trials: Positive | None = None
     dof: Annotated[float, Field(ge=1.0, le=1e9)] | None = None
@@ -128,7 +130,7 @@ class GaussianThompsonSpec(_ThompsonSpec):
     """Thompson sampling for values; without a prior, the data give its scale."""
 
     kind: Literal["gaussian_thompson"]
-    prior_mean: float | None = None
+    prior_mean: Number | None = None
     prior_sd: Positive | None = None
     prior_trials: Positive = 1.0
     prior_dof: Annotated[float, Field(ge=1.0, le=1e9)] = 30.0
@@ -138,7 +140,7 @@ class LinearThompsonSpec(Model):
     """Thompson sampling on a linear regression of the reward on context."""
 
     kind: Literal["linear_thompson"]
-    prior_mean: float | None = None
+    prior_mean: Number | None = None
     prior_precision: Positive | None = None
 
 
@@ -163,7 +165,7 @@ class LogisticThompsonSpec(Model):
 
     kind: Literal["logistic_thompson"]
     covariance: Literal["full", "diagonal"] = "full"
-    prior_intercept: float | None = None
+    prior_intercept: LogOdds | None = None
     prior_variance: Positive | None = None
 
 
@@ -178,7 +180,7 @@ class GreedySpec(Model):
     """Always the highest posterior mean; without a prior mean, that of all data."""
 
     kind: Literal["greedy"]
-    prior_mean: float | None = None
+    prior_mean: Number | None = None
     prior_trials: Positive = 2.0
 
 
@@ -186,7 +188,7 @@ class EpsilonGreedySpec(Model):
     """Greedy, but a share of the traffic is spread evenly."""
 
     kind: Literal["epsilon_greedy"]
-    prior_mean: float | None = None
+    prior_mean: Number | None = None
     prior_trials: Positive = 2.0
     epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
 

@@ -62,9 +62,9 @@ def replay(record: ExperimentRecord, lake: Lake) -> Replay:
     fold, n, bad = fold_lake(record, lake, snapshot.folded_to)
     since_ms = snapshot.created_at_ms - fold.learned_to_ms
     state = aged(policy_of(record.spec), fold.state, since_ms)
-    state = with_correction(record.spec, state, snapshot.correction)
     n_arms = len(snapshot.state[0])
-    mine = tuple(array[:n_arms] for array in state)
+    served: tuple[Any, ...] = type(state)(*(array[:n_arms] for array in state))
+    mine = with_correction(record.spec, served, snapshot.correction)
     exact = all(
         np.array_equal(a, b, equal_nan=True)
         for a, b in zip(mine, snapshot.state, strict=True)

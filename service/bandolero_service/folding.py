@@ -77,12 +77,19 @@ def correction_state(
 
 
 def _sums_to_add(experiment: Experiment, body: dict[str, Any]) -> LinearState | None:
-    """Differences of sums over features as a state; None where there are none."""
-    changes = body.get("by_context", {})
-    if not any("gram" in change for change in changes.values()):
+    """Differences of sums over features as a state; None where there are none.
+
+    Changes of variants or features that a draft had and lost are left out.
+    """
+    sums = LinearThompson(experiment.n_features).init(len(experiment.variants))
+    changes = {
+        variant_id: change
+        for variant_id, change in body.get("by_context", {}).items()
+        if variant_id in experiment.variant_ids
+        and len(change.get("gram", ())) == sums.gram.shape[1]
+    }
+    if not changes:
         return None
-    n_arms, d = len(experiment.variants), experiment.n_features
-    sums = LinearThompson(d).init(n_arms)
     for variant_id, change in changes.items():
         arm = experiment.variant_ids.index(variant_id)
         sums.gram[arm] = change["gram"]

@@ -24,11 +24,17 @@ Change = dict[str, dict[str, list[float]]]
 `gram`, `moment` and `squares`; see `LinearState`."""
 
 
+KEPT = ("row", "context", "propensity")
+"""Columns of decisions that `settled_otherwise` needs; row is unique."""
+
+
 def settled_otherwise(live: ir.Table, final: ir.Table) -> ir.Table:
-    """Decisions that `final` settles otherwise than `live`, with both outcomes."""
-    keys = [*EXPERIMENT, "decision_id"]
-    was = live.select(*keys, was_trial="is_trial", was_micros="reward_micros")
-    both = final.left_join(was, keys, rname="{name}_live")
+    """Decisions that `final` settles otherwise than `live`, with both outcomes.
+
+    Both from `settle_expr`, with `KEPT`.
+    """
+    was = live.select("row", was_trial="is_trial", was_micros="reward_micros")
+    both = final.left_join(was, "row", rname="{name}_live")
     both = both.mutate(
         was_trial=both.was_trial.fill_null(False),
         was_micros=both.was_micros.fill_null(0),
@@ -37,7 +43,7 @@ def settled_otherwise(live: ir.Table, final: ir.Table) -> ir.Table:
         both.reward_micros != both.was_micros
     )
     columns = ("is_trial", "reward_micros", "was_trial", "was_micros")
-    return both.filter(differs).select(*keys, *columns)
+    return both.filter(differs).select(*EXPERIMENT, "variant_id", *KEPT, *columns)
 
 
 def is_by_context(record: ExperimentRecord) -> bool:
@@ -46,19 +52,15 @@ def is_by_context(record: ExperimentRecord) -> bool:
 
 
 def changes_by_context(
-    records: Sequence[ExperimentRecord], decisions: pa.Table, changed: pa.Table
+    records: Sequence[ExperimentRecord], changed: pa.Table
 ) -> dict[tuple[str, str], Change]:
     """What changed, by (tenant, experiment).
 
     Parameters
     ----------
-    decisions
-        Rows of `bandolero.log.DECISIONS_TABLE`.
     changed
         From `settled_otherwise`.
     """
-    at = pc.index_in(changed["decision_id"], value_set=decisions["decision_id"])
-    rows = decisions.take(at)
     found = {}
     for record in filter(is_by_context, records):
         mine = pc.and_(
@@ -67,18 +69,18 @@ def changes_by_context(
         )
         if pc.any(mine).as_py():
             key = (record.tenant, record.experiment_id)
-            found[key] = _changes(record, rows.filter(mine), changed.filter(mine))
+            found[key] = _changes(record, changed.filter(mine))
     return found
 
 
-def _changes(record: ExperimentRecord, rows: pa.Table, changed: pa.Table) -> Change:
-    now = _sums(record, rows, changed["is_trial"], changed["reward_micros"])
-    was = _sums(record, rows, changed["was_trial"], changed["was_micros"])
+def _changes(record: ExperimentRecord, changed: pa.Table) -> Change:
+    now = _sums(record, changed, changed["is_trial"], changed["reward_micros"])
+    was = _sums(record, changed, changed["was_trial"], changed["was_micros"])
     differences = {name: now[name] - was[name] for name in now}
     ids = record.spec.variant_ids
     return {
         ids[arm]: {name: sums[arm].tolist() for name, sums in differences.items()}
-        for arm in np.unique(arms_of(record.spec, rows["variant_id"]))
+        for arm in np.unique(arms_of(record.spec, changed["variant_id"]))
         if arm >= 0
     }
 

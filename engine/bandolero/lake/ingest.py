@@ -6,6 +6,7 @@ files that cannot be read; the rest goes on. Equal-looking rows are all kept: `s
 decides by event id.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -169,6 +170,22 @@ def _rules(table: str, rows: pa.Table) -> Iterator[tuple[str, Any]]:
         propensity = pc.fill_null(rows["propensity"], 1.0).to_numpy()
         inside = (propensity > 0.0) & (propensity <= 1.0)
         yield "propensity must be > 0 and <= 1.", ~inside
+        contexts = rows["context"].to_pylist()
+        broken = [not _is_context(text) for text in contexts]
+        yield "context must be a JSON object.", np.array(broken, np.bool_)
+        pairs = zip(
+            rows["eligible"].to_pylist(), rows["probabilities"].to_pylist(), strict=True
+        )
+        broken = [p is not None and len(p) != len(e or ()) for e, p in pairs]
+        rule = "probabilities must be given for eligible, one each."
+        yield rule, np.array(broken, np.bool_)
+
+
+def _is_context(text: str | None) -> bool:
+    try:
+        return text is None or isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _placed(rows: pa.Table, table: str) -> pa.Table:

@@ -21,6 +21,7 @@ from bandolero.fold import MEASURES, Correction
 from bandolero.inference.priors import BetaPrior, fit_beta_prior
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.context_changes import (
+    KEPT,
     changes_by_context,
     is_by_context,
     settled_otherwise,
@@ -74,17 +75,17 @@ def refresh(
     try:
         closed, told = _tables(decisions, events, records, watermark_ms)
         progress("settling as the learner did")
-        live = settle_expr(closed, told, ibis._.live_cut_ms)
+        live = settle_expr(closed, told, ibis._.live_cut_ms, KEPT)
         before = con.to_pyarrow(_by_variant(live))
         progress("settling with late events")
-        final = settle_expr(closed, told, watermark_ms)
+        final = settle_expr(closed, told, watermark_ms, KEPT)
         after = con.to_pyarrow(_by_variant(final))
         progress("rolling up")
         rollups = con.to_pyarrow(_rollups(final))
         by_context = {}
         if any(map(is_by_context, records)):
             changed = con.to_pyarrow(settled_otherwise(live, final))
-            by_context = changes_by_context(records, decisions, changed)
+            by_context = changes_by_context(records, changed)
         late = int(con.to_pyarrow(_late(closed, told, watermark_ms).count()).as_py())
     finally:
         con.disconnect()
@@ -128,8 +129,10 @@ def _tables(
         }
     )
     columns = ["tenant_id", "decision_id", "experiment_id", "variant_id"]
-    columns += ["decided_at_ms", "mode", "log_ms"]
-    made = ibis.memtable(decisions.select(columns))
+    columns += ["decided_at_ms", "mode", "log_ms", "context", "propensity"]
+    made = decisions.select(columns)
+    made = made.append_column("row", pa.array(np.arange(made.num_rows)))
+    made = ibis.memtable(made)
     asked = ibis.memtable(objectives)
     return closed_decisions(made, asked, watermark_ms), ibis.memtable(events)
 

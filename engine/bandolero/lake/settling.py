@@ -39,7 +39,12 @@ def closed_decisions(
     return closed.mutate(weight=(2.0**-halvings).fill_null(1.0))
 
 
-def settle_expr(closed: ir.Table, events: ir.Table, cut_ms: ir.Value | int) -> ir.Table:
+def settle_expr(
+    closed: ir.Table,
+    events: ir.Table,
+    cut_ms: ir.Value | int,
+    keep: tuple[str, ...] = (),
+) -> ir.Table:
     """Trial, reward and impression of each closed decision as seen from a cut.
 
     Parameters
@@ -50,6 +55,8 @@ def settle_expr(closed: ir.Table, events: ir.Table, cut_ms: ir.Value | int) -> i
         Rows of `bandolero.log.EVENTS_TABLE` and `position`, their place in the log.
     cut_ms
         Log time; decisions that close after it are left out.
+    keep
+        More columns of `closed` to carry along.
     """
     decisions = closed.mutate(cut_ms=cut_ms)
     decisions = decisions.filter(decisions.close_ms <= decisions.cut_ms)
@@ -70,6 +77,7 @@ def settle_expr(closed: ir.Table, events: ir.Table, cut_ms: ir.Value | int) -> i
         "decided_at_ms",
         "mode",
         "weight",
+        *keep,
         is_trial=is_trial,
         is_impression=seen,
         reward_micros=ibis.ifelse(is_trial, reward, 0).cast("int64"),

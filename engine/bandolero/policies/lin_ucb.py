@@ -118,10 +118,14 @@ def _draw_highest(
             highest, n_highest = bound, 0
         if bound == highest:
             n_highest += 1
+    # Beyond all numbers nothing can be ranked: all are alike.
+    ranked = n_highest > 0 and highest < np.inf
     floor, shares = min(min_share, 0.5 / n), np.empty(n)
     drawn, reached = 0, 0.0
     for k in range(n):
-        weight = 1.0 / n_highest if mean[k] + sd[k] == highest else 0.0
+        weight = 1.0 / n
+        if ranked:
+            weight = 1.0 / n_highest if mean[k] + sd[k] == highest else 0.0
         shares[k] = floor + (1.0 - n * floor) * weight
         # The last positive arm's stretch ends at 1, whatever the rounding of the sum.
         if reached <= u and shares[k] > 0.0:

@@ -41,6 +41,8 @@ A click of rate p and log odds of variance v is expected p v / 2 more often than
 log odds say: about x' V x / 2, which at p = 0.04 is 2.5 standard deviations of x' V x.
 Chosen with `PRIOR_PRECISION` and `EXPLORATION` on seeds 100 … 131 of problem P1.
 """
+RIDGE = 1e-11
+"""Added to the scaled precision: large features that say the same round the prior away."""
 PRIOR_PRECISION = 10.0
 """A coefficient is about a third of the noise's standard deviation."""
 
@@ -172,7 +174,9 @@ class LinearThompson:
         # Scaled to a unit diagonal, so that features of any unit lose no digits.
         scale = 1.0 / np.sqrt(precision[:, at, at])
         outer = scale[:, :, None] * scale[:, None, :]
-        inverse = np.linalg.inv(precision * outer) * outer
+        scaled = precision * outer
+        scaled[:, at, at] += RIDGE
+        inverse = np.linalg.inv(scaled) * outer
         covariance = 0.5 * (inverse + inverse.transpose(0, 2, 1))
         weighted = state.prior_precision * state.prior_mean + state.moment
         mean = np.einsum("kij,kj->ki", covariance, weighted)
@@ -209,12 +213,21 @@ class LinearThompson:
         return normal_choice.draw(prepared, eligible, x, u, min_share)
 
     def add(self, state: LinearState, correction: LinearState) -> LinearState:
-        """Sums of both; the prior stays."""
+        """Sums of both; the prior stays.
+
+        An arm whose sums no data could have given afterwards, because more was taken back
+        than had been learned, has none.
+        """
+        gram = state.gram + correction.gram
+        trials = state.trials + correction.trials
+        diagonal = np.cumsum(np.r_[0, np.arange(self.n_features, 1, -1)])
+        possible = (trials > 0) & (gram[:, diagonal] >= 0.0).all(axis=1)
+        squares = np.maximum(state.squares + correction.squares, 0.0)
         return state._replace(
-            gram=state.gram + correction.gram,
-            moment=state.moment + correction.moment,
-            squares=state.squares + correction.squares,
-            trials=state.trials + correction.trials,
+            gram=gram * possible[:, None],
+            moment=(state.moment + correction.moment) * possible[:, None],
+            squares=squares * possible,
+            trials=trials * possible,
         )
 
 

@@ -359,6 +359,9 @@ def _draw(
         if not math.isfinite(xi):
             return -1, 0.0, np.zeros(n)
     shares = _best(_predict(mean, variance, bonus, eligible, x))
+    if not shares.sum() > 0.0:
+        # Beyond all numbers nothing can be ranked: all are alike.
+        shares[:] = 1.0 / n
     floor = min(min_share, 0.5 / n)
     drawn, reached = -1, 0.0
     for k in range(n):

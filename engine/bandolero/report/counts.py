@@ -19,6 +19,7 @@ MIN_DAYS = 4
 STRETCHES_MAX = 40
 """At most so many stretches of epochs are told apart."""
 STICKY_REASON = "sticky draws repeat within a unit; needs units' first decisions"
+ROUNDING = 1e-9
 NONE_REASON = "no decision has settled"
 UNKNOWN_REASON = "no decision has known probabilities"
 
@@ -87,9 +88,13 @@ def corrected(
     moments = counts.moments
     if moments is not None:
         moments = moments.copy()
-        for variant_id, change in correction.by_context.items():
-            arm = record.spec.variant_ids.index(variant_id)
-            moments[2:, arm] += change["moments"]
+        for arm, variant_id in enumerate(record.spec.variant_ids):
+            if change := correction.by_context.get(variant_id):
+                moments[2:, arm] += change["moments"]
+        # What has all been taken back leaves rounding, and rounding is no data.
+        squares = counts.rewards_squared + differences("rewards_squared")
+        moments[4:, squares <= ROUNDING * counts.rewards_squared] = 0.0
+        moments[2:, counts.trials + trials <= 0] = 0.0
     after = counts._replace(
         moments=moments,
         trials=counts.trials + trials,

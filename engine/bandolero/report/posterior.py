@@ -42,6 +42,7 @@ def beta_posterior(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Fl
     """
     if counts.moments is not None:
         mean, error, trials = _weighted(counts.moments)
+        mean = np.clip(mean, 0.0, 1.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             trials = np.fmin(trials, mean * (1.0 - mean) / error**2)
         hits = np.where(trials > 0.0, trials * np.nan_to_num(mean), 0.0)

@@ -114,7 +114,9 @@ def _compared(facts: Facts, rivals: list[VariantRow]) -> tuple[Verdict, str]:
         against = _against_control(facts, best)
         return "best", f"{_named(best)} is probably best: {chance}, {loss}{against}."
     safest = min(rivals, key=lambda row: row.expected_loss or 0.0)
-    if safest.trials >= FEW_TRIALS and (given_away := _relative_loss(safest)):
+    rate = safest.mean if facts.by_context else safest.rate
+    given_away = _relative_loss(safest.expected_loss, rate)
+    if safest.trials >= FEW_TRIALS and given_away:
         return "safe", (
             f"No variant stands out, but {_named(safest)} is a safe choice: showing it "
             f"alone gives away about {given_away} of its rate "
@@ -133,11 +135,11 @@ def _against_control(facts: Facts, row: VariantRow) -> str:
     return f"; lift over control {lift(row.lift)} ({between})"
 
 
-def _relative_loss(row: VariantRow) -> str:
+def _relative_loss(loss: float | None, rate: float | None) -> str:
     """A negligible expected loss as a share of the rate; empty where it is not."""
-    if row.expected_loss is None or not row.rate:
+    if loss is None or not rate:
         return ""
-    relative = row.expected_loss / abs(row.rate)
+    relative = loss / abs(rate)
     return probability(relative) if relative <= NEGLIGIBLE_LOSS else ""
 
 
