@@ -20,6 +20,7 @@ from bandolero.replay import agree, replay
 from bandolero.settle import GRACE_MS
 from bandolero.snapshot import (
     Snapshot,
+    build_snapshot,
     snapshot_from_bytes,
     snapshot_to_bytes,
     state_arrays,
@@ -331,3 +332,79 @@ def test_fold_time_travels_with_the_state() -> None:
     assert agree(state, fold.state)
     old = pack({}, state_arrays("state", fold.state))
     assert state_from_bytes("beta_thompson", old)[1] == 0
+
+
+class TwoExperiments(MemoryStore):
+    """The same store with a second experiment, whose snapshots cannot be built."""
+
+    def records(self, shard: int) -> dict[str, ExperimentRecord]:
+        """One that works, and one that does not."""
+        spec = self.record_now.spec.model_copy(update={"experiment": "broken"})
+        broken = self.record_now.model_copy(update={"spec": spec})
+        return {"acme/broken": broken, NAME: self.record_now}
+
+
+def test_one_experiments_fault_does_not_stop_the_others(
+    at_once: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no snapshot can be built it is told once, and the others go on learning."""
+    build = build_snapshot
+
+    def faulty(record: ExperimentRecord, *given: Any, **named: Any) -> Snapshot:
+        if record.experiment_id == "broken":
+            raise ArithmeticError("cannot be")
+        return build(record, *given, **named)
+
+    monkeypatch.setattr(learner, "build_snapshot", faulty)
+    monkeypatch.setattr(learner, "REPUBLISH_S", 60.0)
+    store = TwoExperiments(LASTING)
+    made, told = clicked(6, gap_ms=10)
+    store.decide(*made)
+    store.tell(*told)
+    shard = learner_of(store, at_once)
+    for row in made:
+        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+    state: Any = store.snapshot.state
+    assert state.trials[0] >= 5
+    assert {s.experiment.experiment for s in store.published} == {"hats"}
+    told_once = [r for r in caplog.records if "acme/broken" in r.getMessage()]
+    assert len(told_once) == 1
+
+
+def test_a_block_that_cannot_be_folded_is_told_and_the_rest_goes_on(
+    at_once: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its decisions are not learned; those that come later are."""
+    broken = [True]
+
+    def faulty(*given: Any) -> Fold:
+        if broken:
+            broken.clear()
+            raise ArithmeticError("cannot be")
+        return advance(*given)
+
+    monkeypatch.setattr(learner, "advance", faulty)
+    store = MemoryStore(LASTING)
+    made, told = clicked(2, gap_ms=10_000)
+    store.decide(*made)
+    store.tell(*told)
+    shard = learner_of(store, at_once)
+    for row in made:
+        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+    state: Any = store.snapshot.state
+    assert state.trials[0] == 1
+    assert any("1 decisions are not learned" in r.getMessage() for r in caplog.records)
+
+
+def test_the_same_correction_is_looked_at_once() -> None:
+    """A correction read anew is the old one, so nothing is built for it again."""
+    store = MemoryStore(LASTING)
+    store.correct({"watermark_ms": 1, "changes": {}, "faded": {}, "by_context": {}})
+    shard = learner_of(store, Settings(publish_interval_s=0.0))
+    shard.step()
+    first = shard._corrections[NAME]
+    store.correct({"watermark_ms": 1, "changes": {}, "faded": {}, "by_context": {}})
+    shard.step()
+    assert shard._corrections[NAME] is first

@@ -1,10 +1,15 @@
 """What a worker does for eligible sets in use when a new snapshot comes."""
 
+from pathlib import Path
+
 import pytest
 
 from bandolero.experiment import ExperimentRecord, parse_experiment
 from bandolero.snapshot import Snapshot
 from bandolero_service import views
+from bandolero_service.settings import Settings
+from bandolero_service.store import Store
+from service_helpers import needs_server
 
 SETS = [(0, 1), (0, 2), (1, 2)]
 
@@ -35,3 +40,25 @@ def test_what_there_is_no_time_for_is_noted(monkeypatch: pytest.MonkeyPatch) -> 
     views._warm_like(new, old)
     assert set(new.sets) == {(0, 1, 2)}
     assert new.misses == set(SETS)
+
+
+@needs_server
+def test_one_experiments_fault_does_not_hide_the_others(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker starts, and serves all experiments but the one it cannot make a view of."""
+    for name in ("broken", "hats"):
+        raw = {"experiment": name, "variants": [{"id": "a"}]}
+        record = ExperimentRecord(tenant="acme", spec=parse_experiment(raw))
+        assert store.put_record(record, None, "created")
+    build = views.cold_snapshot
+
+    def faulty(record: ExperimentRecord) -> Snapshot:
+        if record.experiment_id == "broken":
+            raise ArithmeticError("cannot be")
+        return build(record)
+
+    monkeypatch.setattr(views, "cold_snapshot", faulty)
+    seen = views.Views(store, Settings(data_dir=tmp_path))
+    seen.refresh()
+    assert [view.record.experiment_id for view in seen.views()] == ["hats"]

@@ -30,6 +30,7 @@ from bandolero.log import (
     read_blocks,
 )
 from bandolero.policies import aged, policy_of
+from bandolero.policy_specs import CONTEXTUAL
 from bandolero.settle import GRACE_MS, LOST_AFTER_MS
 from bandolero.snapshot import Snapshot, build_snapshot, snapshot_to_bytes
 from bandolero_service import keys
@@ -59,9 +60,11 @@ TICK_S = 1.0
 IDLE_COMMIT_S = 10.0
 MOVED = 0.005
 REPUBLISH_S = 60.0
-REPUBLISH_BY_CONTEXT_S = 4.0
-"""The same where probabilities depend on the context: what has moved is seen for a
-request that says nothing only, so what is learned is served at least this often."""
+LOOK_BY_CONTEXT_S = 3.0
+"""A snapshot by context is built, and published, this often while data come in: preparing
+it is dear, and what has moved is seen for a request that says nothing only."""
+BUILD_S = 1.0
+"""A step builds snapshots for so long at most, for the lease must be kept."""
 HEARTBEAT_S = 1800.0
 """A snapshot is published anew after this long, moved or not, so that the log always
 holds the probabilities of what is being served."""
@@ -90,6 +93,8 @@ class ShardLearner:
         self._folds: dict[str, Fold] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self._aging: deque[tuple[int, str, int]] = deque()
+        self._looked: dict[str, tuple[int, float]] = {}
+        """Version of the record, and when its snapshot was last built, by name."""
         self._published: dict[str, tuple[Snapshot, float]] = {}
         self._shown: dict[str, tuple[Fold | None, dict[str, Any] | None]] = {}
         self._ticked_at = 0.0
@@ -129,7 +134,12 @@ class ShardLearner:
         if generation == self._generation:
             return
         self._records = self._store.records(self._shard)
-        self._corrections = self._store.corrections(self._shard)
+        fresh = self._store.corrections(self._shard)
+        # The same correction stays the same object: see `_has_learned`.
+        self._corrections = {
+            name: old if (old := self._corrections.get(name)) == body else body
+            for name, body in fresh.items()
+        }
         self._generation = generation
         for record in self._records.values():
             self._windows.setdefault(record.spec.objective.window_ms, NO_POSITION)
@@ -158,8 +168,14 @@ class ShardLearner:
             rows = read_blocks(blocks_of(entries), DECISIONS_TABLE)
             for name, record in self._of_window(rows, window_ms).items():
                 mine = rows.filter(_is(rows, record))
-                fold = self._folds.get(name) or init_fold(record.spec)
-                changed[name] = self._advance(name, record, fold, mine)
+                fold = changed.get(name) or self._folds.get(name)
+                try:
+                    changed[name] = self._advance(
+                        name, record, fold or init_fold(record.spec), mine
+                    )
+                except Exception:  # one experiment's fault must not stop the others
+                    rows_lost = f"{mine.num_rows} decisions are not learned"
+                    log.exception("%s cannot be folded, %s", name, rows_lost)
                 done.append(mine["decision_id"])
         if done:
             self._forget_events(done)
@@ -192,30 +208,59 @@ class ShardLearner:
         self._held = self._held.filter(pc.invert(pc.or_(settled, lost)))
 
     def _due_snapshots(self, folds: dict[str, Fold]) -> dict[str, Snapshot]:
-        """Snapshots of the folds to publish now."""
-        due = {}
-        for name, record in self._records.items():
-            if record.status not in ("running", "paused"):
+        """Snapshots of the folds to publish now, as far as the time of a step goes.
+
+        An experiment whose snapshot cannot be built keeps its last one, and the others
+        theirs: it is told, and tried again in a minute, or when it changes.
+        """
+        due, until = {}, time.monotonic() + BUILD_S
+        for name in sorted(self._records, key=self._looked_at):
+            record, fold = self._records[name], folds.get(name)
+            if time.monotonic() > until:
+                break
+            if not self._is_to_look_at(name, record, fold):
                 continue
-            snapshot = self._due_snapshot(name, record, folds.get(name))
+            try:
+                snapshot = self._due_snapshot(name, record, fold)
+                self._looked[name] = (record.spec_version, time.monotonic())
+            except Exception:  # one experiment's fault must not stop the others
+                log.exception("%s: no snapshot can be built, the last one stays", name)
+                wait = time.monotonic() + REPUBLISH_S
+                self._looked[name] = (record.spec_version, wait)
+                continue
             if snapshot is not None:
                 due[name] = snapshot
         return due
 
-    def _due_snapshot(
+    def _looked_at(self, name: str) -> float:
+        return self._looked.get(name, (0, 0.0))[1]
+
+    def _is_to_look_at(
         self, name: str, record: ExperimentRecord, fold: Fold | None
-    ) -> Snapshot | None:
-        """A snapshot worth publishing: the record changed, or the probabilities moved.
+    ) -> bool:
+        """Whether it is time to see if an experiment's probabilities have moved.
 
         Beliefs that fade move without data; it is enough to look every `REPUBLISH_S`.
         """
+        if record.status not in ("running", "paused"):
+            return False
+        version, looked = self._looked.get(name, (0, 0.0))
+        if version != record.spec_version:
+            return True
+        by_context = record.spec.policy.kind in CONTEXTUAL
+        pause = LOOK_BY_CONTEXT_S if by_context else self._settings.publish_interval_s
+        if time.monotonic() - looked < pause:
+            return False
+        _, at = self._published.get(name, (None, 0.0))
+        return time.monotonic() - at >= REPUBLISH_S or self._has_learned(name, fold)
+
+    def _due_snapshot(
+        self, name: str, record: ExperimentRecord, fold: Fold | None
+    ) -> Snapshot | None:
+        """A snapshot worth publishing: the record changed, or the probabilities moved."""
         last, at = self._published.get(name, (None, 0.0))
         age = time.monotonic() - at
         same_spec = last is not None and last.spec_version == record.spec_version
-        if same_spec and age < self._settings.publish_interval_s:
-            return None
-        if same_spec and age < REPUBLISH_S and not self._has_learned(name, fold):
-            return None
         now_ms = log_ms(self._read_to)
         fold = grown(record.spec, fold or init_fold(record.spec))
         policy = policy_of(record.spec)
@@ -233,9 +278,9 @@ class ShardLearner:
             folded_to=self._windows[record.spec.objective.window_ms],
             correction=correction,
         )
-        by_context = snapshot.prepared is not None
-        soon = REPUBLISH_BY_CONTEXT_S if by_context else REPUBLISH_S
-        if same_spec and last is not None and age < soon:
+        # By context more may have moved than is seen for a request that says nothing.
+        is_seen = snapshot.prepared is None
+        if is_seen and same_spec and last is not None and age < REPUBLISH_S:
             moved = np.abs(snapshot.probabilities - last.probabilities).max()
             if moved <= MOVED:
                 return None

@@ -195,7 +195,11 @@ class Views:
         fresh = self._store.snapshots(shard, moved)
         views = dict(self._views)
         for name, record in records.items():
-            view = self._updated(views.get(name), record, fresh.get(name), shard)
+            try:
+                view = self._updated(views.get(name), record, fresh.get(name), shard)
+            except Exception:  # one experiment's fault must not stop the others
+                log.exception("%s: no view can be made, the last one stays", name)
+                continue
             if view is not None:
                 views[name] = view
         self._views = views
@@ -252,12 +256,10 @@ def cold_snapshot(record: ExperimentRecord) -> Snapshot:
 
 def warm_up() -> None:
     """Compile the kernels a decision may need, before the worker says it is ready."""
-    for kind in ("beta_thompson", "linear_thompson"):
-        spec = {
-            "experiment": "warm-up",
-            "policy": {"kind": kind},
-            "variants": [{"id": str(i)} for i in range(3)],
-        }
+    variants = [{"id": str(i), "attributes": {"is": i}} for i in range(3)]
+    kinds = ("beta_thompson", "linear_thompson", "lin_ucb", "shared_linear_thompson")
+    for kind in kinds:
+        spec = {"experiment": "warm-up", "policy": {"kind": kind}, "variants": variants}
         record = ExperimentRecord.model_validate({"tenant": "warm-up", "spec": spec})
         decide(cold_snapshot(record), b"\0" * NONCE_BYTES, eligible=(0, 2))
 
