@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks import _upworthy
-from benchmarks._logs import Items, item_features
+from benchmarks._logs import Items, item_attributes
 from benchmarks._protocols import Flat, WithoutContext
 from benchmarks._upworthy import HeadlineTest, Make, priors_of_others
 from numpy.typing import NDArray
@@ -96,8 +96,11 @@ def with_items(items: Items) -> dict[str, Any]:
     Without context: 80 items by 28 features would be 1,148 coefficients.
     """
     prior = tuple(zip(items.alpha.tolist(), items.beta.tolist(), strict=True))
-    shared = SharedLinearThompson(1, rows_of(item_features(items)))
+    attributes = item_attributes(items)
+    shared = SharedLinearThompson(1, rows_of(attribute_features(attributes).matrix))
+    factorial = FactorialThompson.of(attributes, 1)
     return {
         "beta_thompson, production prior": Flat(BetaThompson(arm_priors=prior)),
         "shared_linear_thompson, attributes": Flat(WithoutContext(shared)),
+        "factorial_thompson, and pairs": Flat(WithoutContext(factorial)),
     }

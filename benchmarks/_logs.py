@@ -10,7 +10,6 @@ import yaml
 from benchmarks._off_policy import Log
 from numpy.typing import NDArray
 
-from bandolero.attributes import attribute_features
 from bandolero.experiment import CategoricalField
 from bandolero.features import FeatureMap
 
@@ -73,13 +72,11 @@ def open_bandit_items(folder: Path = OPEN_BANDIT) -> Items:
     )
 
 
-def item_features(items: Items) -> Floats:
-    """Attribute features of the items: categories, and a group of the number."""
+def item_attributes(items: Items) -> list[dict[str, object]]:
+    """Attributes of the items: categories, and a group of the number."""
     quarter = groups_of(items.number, 4)
     columns = np.column_stack([items.categories, quarter]).tolist()
-    return attribute_features(
-        [dict(zip(ITEM_FIELDS, row, strict=True)) for row in columns]
-    ).matrix
+    return [dict(zip(ITEM_FIELDS, row, strict=True)) for row in columns]
 
 
 def grouped(log: Log, by: Floats, n_groups: int) -> Log:
