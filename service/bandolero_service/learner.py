@@ -223,6 +223,8 @@ class ShardLearner:
             try:
                 snapshot = self._due_snapshot(name, record, fold)
                 self._looked[name] = (record.spec_version, time.monotonic())
+            except StoreDownError:
+                raise
             except Exception:  # one experiment's fault must not stop the others
                 log.exception("%s: no snapshot can be built, the last one stays", name)
                 wait = time.monotonic() + REPUBLISH_S
