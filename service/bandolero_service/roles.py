@@ -156,6 +156,11 @@ def _run_archiver(settings: Settings) -> None:
 def _stop_flag() -> threading.Event:
     """Set by SIGTERM or SIGINT."""
     flag = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: flag.set())
-    signal.signal(signal.SIGINT, lambda *_: flag.set())
+
+    def leave(*_: object) -> None:
+        # On a thread: the signal may come while this one holds the flag's own lock.
+        threading.Thread(target=flag.set, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
     return flag
