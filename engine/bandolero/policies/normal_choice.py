@@ -353,7 +353,7 @@ def _draw(
     u: float,
     min_share: float,
 ) -> tuple[int, float, Floats]:
-    """Arm, propensity, and probabilities with the floor; zero where not finite."""
+    """Arm, propensity, and probabilities with the floor; -1 where x is not finite."""
     n = eligible.size
     for xi in x:
         if not math.isfinite(xi):
