@@ -142,7 +142,7 @@ def _run_learner(settings: Settings) -> None:
     from bandolero_service.learner import run_learner
 
     store = open_store(settings, 5.0)
-    run_learner(store, settings, _stop_flag())
+    run_learner(store, settings, stop_flag())
 
 
 def _run_archiver(settings: Settings) -> None:
@@ -150,11 +150,11 @@ def _run_archiver(settings: Settings) -> None:
     from bandolero_service.archive import run_archiver
 
     store = open_store(settings, 5.0)
-    run_archiver(store, Lake(settings.lake_url), settings, _stop_flag())
+    run_archiver(store, Lake(settings.lake_url), settings, stop_flag())
 
 
-def _stop_flag() -> threading.Event:
-    """Set by SIGTERM or SIGINT."""
+def stop_flag() -> threading.Event:
+    """A flag that SIGTERM and SIGINT set from now on."""
     flag = threading.Event()
 
     def leave(*_: object) -> None:

@@ -6,15 +6,13 @@ workers drain and flush, the learner folds, the archiver archives, the store sto
 
 import logging
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, replace
 
 from bandolero_service.embedded import EmbeddedStore
-from bandolero_service.roles import check_durability, listen
+from bandolero_service.roles import check_durability, listen, stop_flag
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store, StoreDownError
 
@@ -46,12 +44,10 @@ class Supervisor:
         url = self._embedded.url if self._embedded else settings.store
         self._settings = replace(settings, store=url)
         self._children: list[_Child] = []
-        self._stop = threading.Event()
 
     def run(self) -> None:
         """Start everything, keep it running, end it on SIGTERM or SIGINT."""
-        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
-        signal.signal(signal.SIGINT, lambda *_: self._stop.set())
+        stop = stop_flag()
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._settings.secret_bytes()  # made before the roles look for it
         self._socket = listen(self._settings.host, self._settings.port)
@@ -64,7 +60,7 @@ class Supervisor:
             self._children = [self._started(role) for role in roles]
             host, port = self._socket.getsockname()[:2]
             log.info("serving on http://%s:%d (data in %s)", host, port, self._where)
-            while not self._stop.wait(CHECK_S):
+            while not stop.wait(CHECK_S):
                 self._restart_dead()
         finally:
             self._end()
