@@ -3,7 +3,6 @@
 Exit codes: 0 ok, 1 failure, 2 usage, 3 a gate kept the old prior, 4 refused-row limit.
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -82,9 +81,10 @@ def serve(
                 return
         run_role(role, settings, listen_fd)
         return
+    from bandolero_service.logs import log_to_stderr
     from bandolero_service.supervisor import Supervisor
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(message)s")
+    log_to_stderr("serve", settings.log_format)
     Supervisor(settings).run()
 
 

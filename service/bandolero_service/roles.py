@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bandolero_service.logs import log_to_stderr
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import RefusedStoreError, Store, StoreDownError
 
@@ -29,9 +30,7 @@ _PR_SET_PDEATHSIG = 1
 
 def run_role(role: str, settings: Settings, listen_fd: int | None = None) -> None:
     """Run one role until SIGTERM."""
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s {role} %(levelname)s %(message)s"
-    )
+    log_to_stderr(role, settings.log_format)
     roles: dict[str, Callable[[], None]] = {
         "api": lambda: _run_api(settings, listen_fd),
         "learner": lambda: _run_learner(settings),

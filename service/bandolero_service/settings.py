@@ -20,6 +20,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 }
 EMBEDDED = "embedded"
 STORE_URLS = ("redis://", "rediss://", "unix://")
+LOG_FORMATS = ("auto", "json", "text")
 
 
 class SettingsError(ValueError):
@@ -57,6 +58,9 @@ class Settings:
         Events of older decisions are rejected as expired.
     spool_max_bytes
         Blocks kept on local disk while the store is down.
+    log_format
+        `json`: every log line is an object; `text`: for people; `auto`: text on a
+        terminal, else JSON.
     """
 
     store: str = EMBEDDED
@@ -76,6 +80,7 @@ class Settings:
     accept_events_days: float = 30.0
     max_body_bytes: int = 1_000_000
     spool_max_bytes: int = 1_000_000_000
+    log_format: str = "auto"
 
     @property
     def lake_url(self) -> str:
@@ -124,6 +129,9 @@ def read_settings(
         raise SettingsError(f"shards == {settings.shards}, must be 1 to 1024.")
     if not 1 <= settings.workers <= 256:
         raise SettingsError(f"workers == {settings.workers}, must be 1 to 256.")
+    if settings.log_format not in LOG_FORMATS:
+        rule = f"must be one of {', '.join(LOG_FORMATS)}."
+        raise SettingsError(f"log_format == {settings.log_format!r}, {rule}")
     return settings
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Header
 
 from bandolero_service.api.data_plane import authorised
+from bandolero_service.logs import tracing
 from bandolero_service.store import ApiKey
 from bandolero_service.views import Views
 
@@ -23,6 +24,9 @@ class Access:
         """A dependency: the caller's key, which has one of the scopes."""
 
         def key(authorization: Annotated[str, Header()] = "") -> ApiKey:
-            return authorised(self._views.api_key_now, authorization, *scopes)
+            found = authorised(self._views.api_key_now, authorization, *scopes)
+            if (trace := tracing.get()) is not None:
+                trace.key_id = found.key_id
+            return found
 
         return key

@@ -8,15 +8,18 @@ import asyncio
 import logging
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from time import perf_counter_ns
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bandolero_service.api.request_ids import REQUEST_ID, Traced, given_id, new_id
 from bandolero_service.decide import Decider, DecideRequest
 from bandolero_service.errors import ApiError, field_named_in, store_down
 from bandolero_service.events import EventBatch, EventDesk
+from bandolero_service.logs import Trace
 from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey, StoreDownError
 from bandolero_service.views import Views
@@ -59,7 +62,7 @@ class DataPlane:
         self.desk = EventDesk(views, settings)
         self.latency_us = [0] * (len(LATENCY_BOUNDS_US) + 1)
         self.latency_sum_us = 0
-        self._app = app
+        self._app = Traced(app)
         self._views = views
         self._writer = writer
         self._max_body_bytes = settings.max_body_bytes
@@ -79,6 +82,8 @@ class DataPlane:
             await self._app(scope, receive, send)
             return
         more: Headers = ()
+        request_id = given_id(scope["headers"])
+        key: ApiKey | None = None
         try:
             if route is None:  # here, because the framework would refuse in plain text
                 raise too_large(self._max_body_bytes)
@@ -98,10 +103,14 @@ class DataPlane:
             status, content = 503, msgspec.json.encode(store_down().body())
             more = _MORE_HEADERS[503]
         except Exception:  # a fault of ours must not cut the connection without a word
-            log.exception("%s failed", scope["path"])
+            request_id = request_id or new_id()
+            about = Trace(request_id.decode(), scope["path"], key and key.key_id)
+            log.exception("POST %s failed", about.route, extra=asdict(about))
             fault = ApiError(500, "internal", "something failed on our side.")
             status, content = 500, msgspec.json.encode(fault.body())
         headers = [_JSON, (b"content-length", b"%d" % len(content)), *more]
+        if request_id is not None or status >= 400:
+            headers.append((REQUEST_ID, request_id or new_id()))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         await send(start)
         await send({"type": "http.response.body", "body": content})
