@@ -69,14 +69,18 @@ def play(server: Running, name: str, tally: Tally, rng: random.Random, n: int) -
         requests = [_request(name, rng) for _ in range(min(n, 40))]
         body = server.ok("POST", "/v1/decide/batch", {"requests": requests})
         at = now()
-        events = []
+        events, without_consent = [], []
         for request, answer in zip(requests, body["decisions"], strict=True):
             made = Made(answer, at)
             if request.get("consent") == "none":
-                events.append(click(answer, at=at))
+                without_consent.append(click(answer, at=at))
                 continue
             tally.decisions[made.variant] += 1
             events += _events_of(made, tally, rng)
+        told = server.tell(without_consent)
+        assert [one["error"]["code"] for one in told["rejected"]] == [
+            "no_consent"
+        ] * len(without_consent)
         rng.shuffle(events)
         _tell(server, tally, events)
         _tell(server, tally, rng.choices(events, k=5) if events else [])

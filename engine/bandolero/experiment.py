@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bandolero.attributes import FeatureTable, attribute_features, paired_features
+from bandolero.landing import landing_faults
 from bandolero.policy_specs import (
     PRIOR_PARAMETERS,
     BetaThompsonSpec,
@@ -413,6 +414,7 @@ def _cross_faults(raw: Mapping[str, Any]) -> list[Fault]:
         *_repeated("variants", "id", variant_ids),
         *_repeated("context", "name", _named(raw.get("context"), "name")),
         *_repeated("metrics", "name", _named(raw.get("metrics"), "name")),
+        *landing_faults(raw.get("variants")),
     ]
     control = raw.get("control")
     if isinstance(control, str) and variant_ids and control not in variant_ids:

@@ -17,6 +17,7 @@ from bandolero.fold import FALLBACK
 from bandolero.snapshot import Drawn, decide
 from bandolero_service.errors import ApiError, unknown_experiment
 from bandolero_service.record import Decision, Outcome, outcome_of
+from bandolero_service.trackers import with_trackers
 from bandolero_service.views import View, Views
 from bandolero_service.writer import LogWriter
 
@@ -32,16 +33,18 @@ class DecideRequest(msgspec.Struct, forbid_unknown_fields=True):
     context: dict[str, Any] | None = None
     eligible: list[str] | None = None
     consent: Literal["full", "contextual", "none"] = "full"
+    trackers: bool = False
 
 
 class Decider:
     """Answers decide requests of one worker."""
 
-    def __init__(self, views: Views, writer: LogWriter) -> None:
+    def __init__(self, views: Views, writer: LogWriter, public_url: str = "") -> None:
         self.by_mode: Counter[tuple[str, str]] = Counter()
         self.ignored: Counter[str] = Counter()
         self._views = views
         self._writer = writer
+        self._public_url = public_url
         self._pool = b""
         self._used = 0
 
@@ -61,10 +64,9 @@ class Decider:
             raise _not_running(view.record)
         unit = request.unit if request.consent == "full" else None
         if unit is not None and len(unit) > MAX_UNIT_CHARACTERS:
-            rule = f"must have at most {MAX_UNIT_CHARACTERS} characters."
-            raise ApiError(
-                422, "invalid_request", f"unit == {unit[:20]!r}…, {rule}", "unit"
-            )
+            rule = f"must have at most {MAX_UNIT_CHARACTERS}"  # and is not repeated
+            message = f"unit has {len(unit)} characters, {rule}."
+            raise ApiError(422, "invalid_request", message, "unit")
         eligible = view.eligible
         if request.eligible is not None:
             eligible = self._narrowed(view, request.eligible)
@@ -75,19 +77,25 @@ class Decider:
             drawn = decide(view.snapshot, nonce, unit, eligible, request.context)
         snapshot = view.snapshot
         at_ms = time.time_ns() // 1_000_000
+        kept = request.consent != "none"
         decision_id = view.signer.mint(
-            view.shard, snapshot.key, at_ms, snapshot.version, drawn.arm, nonce
+            view.shard, snapshot.key, at_ms, snapshot.version, drawn.arm, nonce, kept
         )
         outcome = self._outcome(view, drawn, eligible)
-        if request.consent != "none":
-            pseudonym = None if unit is None else view.signer.pseudonym(unit)
+        if kept:
+            draw, pseudonym = drawn.draw, None
+            if unit is not None:
+                draw, pseudonym = _hidden(view, nonce, unit, draw)
             context = self._context(view, request.context)
             self._writer.decided(
                 view.shard,
-                Decision(outcome, decision_id, pseudonym, at_ms, drawn.draw, context),
+                Decision(outcome, decision_id, pseudonym, at_ms, draw, context),
             )
         self.by_mode[outcome.mode_and_serving] += 1
-        return b'{"decision_id":"' + decision_id + outcome.tail
+        answer = b'{"decision_id":"' + decision_id + outcome.tail
+        if request.trackers and kept:
+            return with_trackers(answer, view, decision_id, drawn.arm, self._public_url)
+        return answer
 
     def _outcome(
         self, view: View, drawn: Drawn, eligible: tuple[int, ...] | None
@@ -128,6 +136,13 @@ class Decider:
         nonce = self._pool[self._used : self._used + NONCE_BYTES]
         self._used += NONCE_BYTES
         return nonce
+
+
+def _hidden(view: View, nonce: bytes, unit: str, draw: float) -> tuple[float, str]:
+    """What is stored of a decision's draw and unit, where it has a unit."""
+    sticky = view.snapshot.experiment.allocation.sticky == "unit"
+    stored = view.signer.masked(nonce, draw) if sticky else draw
+    return stored, view.signer.pseudonym(unit)
 
 
 def _fallback_arm(view: View, eligible: tuple[int, ...] | None) -> int:

@@ -118,6 +118,11 @@ class EventDesk:
             shown = event.decision_id[:80]
             message = f"decision_id == {shown!r}, must be one you were given."
             raise ApiError(422, "unknown_decision", message, "decision_id") from None
+        if not decision.kept:
+            message = (
+                "decision_id was given without consent, must be of one that is kept."
+            )
+            raise ApiError(422, "no_consent", message, "decision_id")
         if now_ms - decision.decided_at_ms > self._max_age_ms:
             days = self._max_age_ms / DAY_MS
             message = f"decision_id is older than {days:g} days, must be younger."

@@ -53,6 +53,10 @@ def explain(
         raise _not_found(decision_id)
     events = _events(store, lake, decoded, decision_id)
     snapshot = _snapshot(store, lake, record, decoded)
+    sticky = _is_sticky(record, row, snapshot)
+    drawn = row
+    if sticky and row["draw"] is not None:
+        drawn = {**row, "draw": signer.unmasked(decoded.nonce, row["draw"])}
     return {
         "decision_id": decision_id,
         "experiment": row["experiment_id"],
@@ -65,12 +69,12 @@ def explain(
         "engine_version": row["engine_version"],
         "mode": row["mode"],
         "serving": row["serving"],
-        "draw": row["draw"],
+        "draw": None if sticky else row["draw"],  # a sticky one tells of its unit
         "propensity": row["propensity"],
         "eligible": row["eligible"],
         "rule": row["rule"],
         "probabilities": _probabilities(row, snapshot),
-        "rederived": _rederived(record, row, decoded, snapshot),
+        "rederived": _rederived(record, drawn, decoded, snapshot),
         "events": [_event(event) for event in events.to_pylist()],
         "outcome": _outcome(store, record, found.slice(0, 1), events, decoded.shard),
     }
@@ -157,6 +161,8 @@ def _rederived(
     snapshot: Snapshot | None,
 ) -> dict[str, Any]:
     """The decision drawn again, and whether it comes out the same."""
+    if row["draw"] is None:
+        return {"same": None, "reason": "the unit was erased, and its draw with it"}
     again = _drawn_again(record, row, snapshot)
     if again is None:
         return {
@@ -164,10 +170,8 @@ def _rederived(
             "reason": "the snapshot is neither in the log nor the lake",
         }
     variant_id = record.spec.variant_ids[again.arm]
-    spec = record.spec if snapshot is None else snapshot.experiment
-    sticky = spec.allocation.sticky == "unit" and row["unit"] is not None
     from_nonce = None
-    if not sticky and row["mode"] != "fallback":
+    if not _is_sticky(record, row, snapshot) and row["mode"] != "fallback":
         from_nonce = draws(decoded.key, decoded.nonce).arm == row["draw"]
     close = abs(again.propensity - row["propensity"]) <= SAME_WITHIN
     same = variant_id == row["variant_id"] and close and from_nonce is not False
@@ -177,6 +181,14 @@ def _rederived(
         "propensity": again.propensity,
         "draw_from_nonce": from_nonce,
     }
+
+
+def _is_sticky(
+    record: ExperimentRecord, row: dict[str, Any], snapshot: Snapshot | None
+) -> bool:
+    """Whether the draw came from the unit."""
+    spec = record.spec if snapshot is None else snapshot.experiment
+    return spec.allocation.sticky == "unit" and row["unit"] is not None
 
 
 def _drawn_again(

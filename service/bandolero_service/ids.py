@@ -3,7 +3,9 @@
 Layout, 48 bytes, big-endian: format, key id, shard, experiment key, time (48-bit
 milliseconds), snapshot version, arm, nonce, MAC. 64 characters of base64url, no padding
 and no spare bits, so one decision has one spelling. The MAC's key is derived per tenant:
-another tenant's id is as good as a forged one.
+another tenant's id is as good as a forged one. The format says whether anything is kept
+of the decision. A *tracker's token* is the same body under the MAC of a purpose: from an
+id nobody can make one, nor an id from a token, nor one purpose's from another's.
 """
 
 import binascii
@@ -12,9 +14,12 @@ from hmac import compare_digest
 from struct import Struct
 from typing import NamedTuple
 
-FORMAT = 1
+KEPT, UNKEPT = 1, 2
+"""Formats: of a decision that is recorded, and of one of which nothing is kept."""
 MAC_BYTES = 16
 ID_CHARACTERS = 64
+_DRAWS = 2**53
+"""How many draws there are: 53 random bits each."""
 _LAYOUT = Struct(">BBH8sHIIH8s")
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
@@ -33,6 +38,7 @@ class DecisionId(NamedTuple):
     snapshot_version: int
     arm: int
     nonce: bytes
+    kept: bool = True
 
 
 class Signer:
@@ -42,16 +48,27 @@ class Signer:
         self._key_id = key_id
         mac_key = derive(secret, b"decision-id", tenant)
         unit_key = derive(secret, b"unit", tenant)
+        token_key = derive(secret, b"tracker", tenant)
+        mask_key = derive(secret, b"draw", tenant)
         # Hashers that have taken in their key; a copy costs half of a new one.
         self._mac = blake2b(digest_size=MAC_BYTES, key=mac_key)
         self._unit = blake2b(digest_size=12, key=unit_key)
+        self._token = blake2b(digest_size=MAC_BYTES, key=token_key)
+        self._mask = blake2b(digest_size=8, key=mask_key)
 
     def mint(
-        self, shard: int, key: bytes, at_ms: int, version: int, arm: int, nonce: bytes
+        self,
+        shard: int,
+        key: bytes,
+        at_ms: int,
+        version: int,
+        arm: int,
+        nonce: bytes,
+        kept: bool = True,
     ) -> bytes:
         """The signed id of a decision; the arguments are the fields of `DecisionId`."""
         body = _LAYOUT.pack(
-            FORMAT,
+            KEPT if kept else UNKEPT,
             self._key_id,
             shard,
             key,
@@ -61,8 +78,7 @@ class Signer:
             arm,
             nonce,
         )
-        text = binascii.b2a_base64(body + self._mac_of(body), newline=False)
-        return text.translate(_TO_URL)
+        return _text(body + _mac(self._mac, body))
 
     def read(self, decision_id: str) -> DecisionId:
         """Check and read an id.
@@ -72,17 +88,26 @@ class Signer:
         ForgedIdError
             When it was not minted for this tenant.
         """
-        try:
-            text = decision_id.encode("ascii").translate(_FROM_URL)
-            data = binascii.a2b_base64(text, strict_mode=True)
-        except (UnicodeEncodeError, binascii.Error):
-            raise ForgedIdError("decision_id is not one of ours.") from None
-        body, mac = data[:-MAC_BYTES], data[-MAC_BYTES:]
-        good = compare_digest(mac, self._mac_of(body))
-        if len(decision_id) != ID_CHARACTERS or not good:
-            raise ForgedIdError("decision_id is not one of ours.")
-        _, _, shard, key, high, low, version, arm, nonce = _LAYOUT.unpack(body)
-        return DecisionId(shard, key, (high << 32) | low, version, arm, nonce)
+        body = _body(decision_id, self._mac)
+        form, _, shard, key, high, low, version, arm, nonce = _LAYOUT.unpack(body)
+        at_ms = (high << 32) | low
+        return DecisionId(shard, key, at_ms, version, arm, nonce, form == KEPT)
+
+    def token(self, purpose: bytes, decision_id: bytes) -> bytes:
+        """A tracker's token: it lets its bearer tell one thing of one decision."""
+        body = _bytes(decision_id)[:-MAC_BYTES]
+        return _text(body + _mac(self._token, purpose + body))
+
+    def tracked(self, purpose: bytes, token: str) -> str:
+        """The decision id behind a tracker's token.
+
+        Raises
+        ------
+        ForgedIdError
+            When the token was not made for this tenant and purpose.
+        """
+        body = _body(token, self._token, purpose)
+        return _text(body + _mac(self._mac, body)).decode()
 
     def pseudonym(self, unit: str) -> str:
         """What is stored of a unit: a keyed hash."""
@@ -91,10 +116,28 @@ class Signer:
         hasher.update(name)
         return hasher.hexdigest()
 
-    def _mac_of(self, body: bytes) -> bytes:
-        hasher = self._mac.copy()
-        hasher.update(body)
-        return hasher.digest()
+    def masked(self, nonce: bytes, draw: float) -> float:
+        """What is stored of a draw that came from a unit: it tells nothing without the key.
+
+        Such a draw is a plain hash of the unit, so whoever holds a list of units could
+        look them up in it.
+        """
+        return ((int(draw * _DRAWS) + self._shift(nonce)) % _DRAWS) / _DRAWS
+
+    def unmasked(self, nonce: bytes, masked: float) -> float:
+        """The draw behind `masked`, bit for bit."""
+        return ((int(masked * _DRAWS) - self._shift(nonce)) % _DRAWS) / _DRAWS
+
+    def _shift(self, nonce: bytes) -> int:
+        return int.from_bytes(_mac(self._mask, nonce), "big") % _DRAWS
+
+
+def key_in(text: str) -> bytes | None:
+    """The experiment key that an id or a token names, unchecked; None where it has none."""
+    try:
+        return bytes(_LAYOUT.unpack(_bytes(text.encode())[:-MAC_BYTES])[3])
+    except (ForgedIdError, UnicodeEncodeError):
+        return None
 
 
 def derive(secret: bytes, purpose: bytes, tenant: str) -> bytes:
@@ -102,3 +145,38 @@ def derive(secret: bytes, purpose: bytes, tenant: str) -> bytes:
     root = blake2b(secret, digest_size=32, person=b"bandolero").digest()
     message = purpose + b"\0" + tenant.encode()
     return blake2b(message, digest_size=32, key=root).digest()
+
+
+def _mac(hasher: blake2b, message: bytes) -> bytes:
+    copy = hasher.copy()
+    copy.update(message)
+    return copy.digest()
+
+
+def _body(text: str, hasher: blake2b, purpose: bytes = b"") -> bytes:
+    """The signed part of an id or a token, checked."""
+    try:
+        data = _bytes(text.encode("ascii"))
+    except UnicodeEncodeError:
+        raise _forged() from None
+    body = data[:-MAC_BYTES]
+    if not compare_digest(data[-MAC_BYTES:], _mac(hasher, purpose + body)):
+        raise _forged()
+    return body
+
+
+def _text(data: bytes) -> bytes:
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL)
+
+
+def _bytes(text: bytes) -> bytes:
+    if len(text) != ID_CHARACTERS:
+        raise _forged()
+    try:
+        return binascii.a2b_base64(text.translate(_FROM_URL), strict_mode=True)
+    except binascii.Error:
+        raise _forged() from None
+
+
+def _forged() -> ForgedIdError:
+    return ForgedIdError("decision_id is not one of ours.")

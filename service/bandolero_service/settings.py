@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bandolero.landing import is_web_url
+
 PREFIX = "BANDOLERO_"
 _READERS: dict[str, Callable[[str], object]] = {
     "path": Path,
@@ -54,6 +56,9 @@ class Settings:
         The archiver commits at whichever comes first.
     retain_s
         The log keeps at least this much, archived or not.
+    public_url
+        Where pages reach this service, e.g. `https://ads.example`: what trackers' URLs
+        begin with. Without it they are paths only.
     accept_events_days
         Events of older decisions are rejected as expired.
     spool_max_bytes
@@ -70,6 +75,7 @@ class Settings:
     shards: int = 4
     host: str = "127.0.0.1"
     port: int = 8080
+    public_url: str = ""
     workers: int = 1
     flush_interval_s: float = 0.05
     poll_interval_s: float = 0.2
@@ -125,6 +131,10 @@ def read_settings(
     if settings.store != EMBEDDED and not settings.store.startswith(STORE_URLS):
         rule = f"must be {EMBEDDED} or a URL: {', '.join(STORE_URLS)}."
         raise SettingsError(f"store == {settings.store!r}, {rule}")
+    url = settings.public_url
+    if url and (not is_web_url(url) or "?" in url or "#" in url):
+        rule = "must be an http or https URL without a query."
+        raise SettingsError(f"public_url == {url!r}, {rule}")
     if not 1 <= settings.shards <= 1024:
         raise SettingsError(f"shards == {settings.shards}, must be 1 to 1024.")
     if not 1 <= settings.workers <= 256:

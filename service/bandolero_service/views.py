@@ -122,6 +122,10 @@ class Views:
             view.record.experiment_id if view and view.record.tenant == tenant else None
         )
 
+    def view_of_key(self, key: bytes) -> View | None:
+        """The view of an experiment key, whoever's it is."""
+        return self._by_key.get(key)
+
     def views(self) -> list[View]:
         """All views."""
         return list(self._views.values())

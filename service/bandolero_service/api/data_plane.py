@@ -58,7 +58,7 @@ class DataPlane:
         writer: LogWriter,
         settings: Settings,
     ) -> None:
-        self.decider = Decider(views, writer)
+        self.decider = Decider(views, writer, settings.public_url)
         self.desk = EventDesk(views, settings)
         self.latency_us = [0] * (len(LATENCY_BOUNDS_US) + 1)
         self.latency_sum_us = 0
