@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from bandolero_service.embedded import EmbeddedStore
     from bandolero_service.store import Store
+    from cluster import Cluster
     from service_helpers import Running
 
 IN_CI = os.environ.get("CI") == "true"
@@ -81,11 +82,6 @@ class Need(NamedTuple):
 NEEDS = {
     "browser": Need(find_chromium, "no Chromium or Chrome on the path", in_ci=True),
     "jvm": Need(lambda: shutil.which("java"), "no java on the path", in_ci=False),
-    "cluster": Need(
-        lambda: os.environ.get("BANDOLERO_TEST_CLUSTER"),
-        "BANDOLERO_TEST_CLUSTER names no Redis Cluster",
-        in_ci=False,
-    ),
 }
 
 
@@ -137,6 +133,18 @@ def embedded() -> Iterator["EmbeddedStore"]:
         server.start()
         yield server
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator["Cluster"]:
+    """A real cluster of three nodes that tests share; nobody ends its nodes."""
+    from cluster import running_cluster
+    from service_helpers import no_server
+
+    if (lack := no_server()) is not None:
+        pytest.skip(lack)
+    with running_cluster() as nodes:
+        yield nodes
 
 
 @pytest.fixture

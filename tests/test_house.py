@@ -20,7 +20,7 @@ LINES_MAX = 500
 FILE_BYTES_MAX = 1_000_000
 
 REDIS_CLIENTS = {"hiredis", "redis", "valkey"}
-REDIS_SPEAKER = "bandolero_service.store"
+REDIS_SPEAKER = "bandolero_service.connection"
 
 # Each concept has one word; these are the others.
 OTHER_WORDS = {

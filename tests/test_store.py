@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from bandolero_service.store import (
     Commit,
     Entry,
     FencedError,
+    ShardsDownError,
     Store,
     StoreDownError,
     before,
@@ -29,6 +31,20 @@ from service_helpers import needs_server, short_folder
 
 pytestmark = needs_server
 NOTHING = Commit("{}", {}, {}, {})
+
+
+@pytest.fixture(params=["server", "cluster"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """A connection to an empty store of four shards: on one server, and on a cluster."""
+    if request.param == "server":
+        url = request.getfixturevalue("embedded").url
+    else:
+        url = request.getfixturevalue("cluster").nodes[1].url
+    connection = Store(url)
+    connection._redis.flushall()
+    connection.open(4)
+    yield connection
+    connection.close()
 
 
 def block(number: int, payload: bytes = b"x", stream: str = "decisions") -> Block:
@@ -128,6 +144,32 @@ def test_trimming_forgets_only_what_is_older(store: Store) -> None:
     assert 10 <= len(left) < 300
 
 
+def test_a_block_that_is_refused_holds_up_those_behind_it(store: Store) -> None:
+    """None is passed over, for its number would look like one that was taken; nor does
+    one shard's trouble stop another's blocks."""
+    store._redis.set(keys.decisions(1), "not a stream")
+    blocks = [block(1, b"one"), block(2, b"two")]
+    with pytest.raises(ShardsDownError) as failure:
+        store.append("w", [*blocks, block(1)._replace(shard=2)])
+    assert failure.value.shards == {1}
+    assert not store._redis.exists(keys.writer(1, "w", "decisions"))
+    store._redis.delete(keys.decisions(1))
+    store.append("w", blocks)
+    assert payloads(store) == [b"one", b"two"]
+    assert len(list(store.read(keys.decisions(2), NO_POSITION))) == 1
+
+
+def test_a_server_that_forgot_the_scripts_is_told_again(store: Store) -> None:
+    """Every script runs on a server that has not seen it, as one does after a restart."""
+    store.append("w", [block(1)])
+    store._redis.script_flush()
+    store.append("w", [block(n)._replace(shard=s) for s in range(4) for n in (2, 3)])
+    store._redis.script_flush()
+    assert store.take_lease(1, "learner", "one") is not None
+    for shard in range(4):
+        assert len(list(store.read(keys.decisions(shard), NO_POSITION))) >= 2
+
+
 # --- leases and the learner's commit --------------------------------------------------------
 
 
@@ -176,7 +218,7 @@ def test_a_commit_from_another_position_writes_nothing(store: Store) -> None:
     """A commit that expects other cursors than are there is refused as moved."""
     fence = store.take_lease(1, "learner", "one") or 0
     store.commit(1, fence, "", Commit("a", {}, {}, {}))
-    with pytest.raises(FencedError, match="MOVED"):
+    with pytest.raises(FencedError, match="POSITION"):
         store.commit(1, fence, "", Commit("b", {"n": b"x"}, {}, {}))
     assert store.cursors(1) == "a"
     assert store.folds(1) == {}

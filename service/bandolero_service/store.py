@@ -1,26 +1,17 @@
-"""The only module that speaks Redis: typed acts on the log and the served state.
-
-All acts are synchronous with short time-outs and no retries: callers live on threads of
-their own, and an ambiguous answer is resolved by asking again with the same number
-(`append`), never by a client that re-sends behind our back.
-"""
+"""Typed acts on the log and the served state; `bandolero_service.connection` carries them."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from typing import Any, NamedTuple, cast
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from bandolero.draws import experiment_key, shard_of
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import keys
+from bandolero_service.connection import FAULTS, REFUSALS, Call, Connection
 
 READ_COUNT = 500
-SCRIPTS = ("append", "lease", "release", "commit", "put", "correct")
 NO_POSITION = "0-0"
 LAST_SEQUENCE = 2**64 - 1
 
@@ -31,6 +22,18 @@ class StoreDownError(RuntimeError):
 
 class RefusedStoreError(RuntimeError):
     """The store is set up in a way that would lose data."""
+
+
+class ShardsDownError(StoreDownError):
+    """Some shards cannot be reached, or refuse to work; the others did what was asked."""
+
+    def __init__(self, failures: Mapping[int, Exception]) -> None:
+        first = next(iter(failures.values()))
+        where = f"shards {sorted(failures)}"
+        super().__init__(
+            f"the store cannot be reached, or refuses, for {where}: {first}"
+        )
+        self.shards = frozenset(failures)
 
 
 class FencedError(RuntimeError):
@@ -83,31 +86,37 @@ class Store:
     """A connection to the store, safe to use from several threads."""
 
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
-        # The client's types cover its asynchronous twin and decoded answers as well.
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-        folder = files("bandolero_service") / "scripts"
-        self._scripts = {
-            name: self._redis.register_script((folder / f"{name}.lua").read_text())
-            for name in SCRIPTS
-        }
+        self._connection = Connection(url, timeout_s)
+        self._run = self._connection.run
         self.shards = 0
         self._parsed_records: dict[str, tuple[bytes, ExperimentRecord]] = {}
 
     def open(self, shards: int) -> None:
         """Fix the number of shards at first use, and read it later."""
-        with _down():
+        with self._down():
             self._redis.hsetnx(keys.LAYOUT, "shards", str(shards))
             self.shards = int(self._redis.hget(keys.LAYOUT, "shards"))
 
     def close(self) -> None:
         """Close the connections."""
-        self._redis.close()
+        self._connection.close()
+
+    @contextmanager
+    def _down(self) -> Iterator[None]:
+        """Turn the client's errors into ours."""
+        try:
+            yield
+        except REFUSALS as error:
+            if str(error).startswith(("FENCED", "POSITION")):
+                raise FencedError(str(error)) from None
+            raise StoreDownError(f"the store refuses: {error}") from error
+        except FAULTS as error:
+            self._connection.failed(error)
+            raise StoreDownError(f"the store cannot be reached: {error}") from error
+
+    @property
+    def _redis(self) -> Any:
+        return self._connection.client
 
     def shard(self, tenant: str, experiment_id: str) -> int:
         """The shard an experiment lives on."""
@@ -115,36 +124,34 @@ class Store:
 
     def durability(self) -> dict[str, str]:
         """What the store promises: `appendfsync` and `maxmemory-policy`."""
-        with _down():
-            fsync = self._redis.config_get("appendonly", "appendfsync")
-            return {**fsync, **self._redis.config_get("maxmemory-policy")}
+        with self._down():
+            return self._connection.durability()
 
     # The log
 
     def append(self, writer_id: str, blocks: Sequence[Block]) -> None:
-        """Append blocks, each once, however often it is called with it."""
-        with _down():
-            pipe = self._redis.pipeline(transaction=False)
-            for block in blocks:
-                self._append(pipe, writer_id, block)
-            pipe.execute()
+        """Append blocks, each once, however often it is called with it.
 
-    def _append(self, pipe: Any, writer_id: str, block: Block) -> None:
-        stream = {"decisions": keys.decisions, "events": keys.events}[block.stream]
-        where = [
-            stream(block.shard),
-            keys.writer(block.shard, writer_id, block.stream),
-        ]
-        args: list[Any] = [block.number, block.payload, keys.WRITER_TTL_MS]
-        for name, counts in block.counts.items():
-            where.append(keys.decided(block.shard, name))
-            for variant_id, n in counts.items():
-                args += [len(where), variant_id, n]
-        self._scripts["append"](keys=where, args=args, client=pipe)
+        Where one of a shard's stream is not taken, none behind it is; they must be sent
+        again before any with a higher number.
+
+        Raises
+        ------
+        ShardsDownError
+            Naming the shards whose blocks may not have been taken.
+        """
+        groups: dict[tuple[int, str], list[Block]] = defaultdict(list)
+        for block in blocks:
+            groups[block.shard, block.stream].append(block)
+        calls = [_append_call(writer_id, group) for group in groups.values()]
+        found = self._connection.run_all("append", calls)
+        pairs = zip(groups, found, strict=True)
+        if failures := {shard: error for (shard, _), error in pairs if error}:
+            raise ShardsDownError(failures)
 
     def tick(self, shard: int) -> str:
         """Move log time on; returns it as a log id."""
-        with _down():
+        with self._down():
             return _text(self._redis.xadd(keys.events(shard), {"tick": "1"}))
 
     def read(
@@ -153,7 +160,7 @@ class Store:
         """Entries after a log id (exclusive), up to a log time (inclusive)."""
         end = "+" if until_ms is None else f"{until_ms}-{LAST_SEQUENCE}"
         while True:
-            with _down():
+            with self._down():
                 found = self._redis.xrange(stream, f"({after}", end, count=READ_COUNT)
             for log_id, fields in found:
                 after = _text(log_id)
@@ -163,13 +170,13 @@ class Store:
 
     def last_id(self, stream: str) -> str:
         """The newest log id of a stream."""
-        with _down():
+        with self._down():
             found = self._redis.xrevrange(stream, count=1)
         return _text(found[0][0]) if found else NO_POSITION
 
     def trim(self, stream: str, before_ms: int) -> None:
         """Forget entries logged before a log time (some may stay a while)."""
-        with _down():
+        with self._down():
             self._redis.xtrim(stream, minid=f"{before_ms}-0", approximate=True)
 
     # Leases and the learner's commit
@@ -178,17 +185,17 @@ class Store:
         """Take or renew a lease; its fence, or None while another holds it."""
         where = [keys.lease(shard, role), keys.meta(shard)]
         args: list[Any] = [owner, keys.LEASE_MS, role]
-        with _down():
-            return int(self._scripts["lease"](keys=where, args=args)) or None
+        with self._down():
+            return int(self._run("lease", Call(where, args))) or None
 
     def drop_lease(self, shard: int, role: str, owner: str) -> None:
         """Give a lease up, if it is ours."""
-        with _down():
-            self._scripts["release"](keys=[keys.lease(shard, role)], args=[owner])
+        with self._down():
+            self._run("release", Call([keys.lease(shard, role)], [owner]))
 
     def cursors(self, shard: int) -> str:
         """The learner's committed cursors, as it wrote them; empty at first."""
-        with _down():
+        with self._down():
             return _text(self._redis.hget(keys.meta(shard), "cursors") or b"")
 
     def commit(self, shard: int, fence: int, expected: str, commit: Commit) -> None:
@@ -218,8 +225,8 @@ class Store:
             where.append(keys.rollups(shard, name))
             for key, data in epochs.items():
                 args += [len(where), key, data]
-        with _down():
-            self._scripts["commit"](keys=where, args=args)
+        with self._down():
+            self._run("commit", Call(where, args))
 
     def folds(self, shard: int) -> dict[str, bytes]:
         """The learner's states by name."""
@@ -233,7 +240,7 @@ class Store:
 
     def generation(self, shard: int) -> int:
         """A number that moves whenever something served has changed."""
-        with _down():
+        with self._down():
             return int(self._redis.hget(keys.meta(shard), "generation") or 0)
 
     def records(self, shard: int) -> dict[str, ExperimentRecord]:
@@ -244,7 +251,7 @@ class Store:
     def record(self, tenant: str, experiment_id: str) -> ExperimentRecord | None:
         """One record."""
         where = keys.records(self.shard(tenant, experiment_id))
-        with _down():
+        with self._down():
             data = self._redis.hget(where, name_of(tenant, experiment_id))
         return ExperimentRecord.model_validate_json(data) if data else None
 
@@ -257,9 +264,9 @@ class Store:
         name = name_of(record.tenant, record.experiment_id)
         version = "" if expected is None else expected
         where = [keys.records(shard), keys.control(shard), keys.meta(shard)]
-        with _down():
+        with self._down():
             args: list[Any] = [name, version, body, kind, body]
-            return bool(self._scripts["put"](keys=where, args=args))
+            return bool(self._run("put", Call(where, args)))
 
     def versions(self, shard: int) -> dict[str, int]:
         """Newest snapshot version by name."""
@@ -269,7 +276,7 @@ class Store:
         """Newest snapshots of some experiments."""
         if not names:
             return {}
-        with _down():
+        with self._down():
             found = self._redis.hmget(keys.snapshots(shard), list(names))
         return {n: d for n, d in zip(names, found, strict=True) if d is not None}
 
@@ -287,8 +294,8 @@ class Store:
         shard = self.shard(tenant, experiment_id)
         name = name_of(tenant, experiment_id)
         where = [keys.corrections(shard), keys.control(shard), keys.meta(shard)]
-        with _down():
-            self._scripts["correct"](keys=where, args=[name, json.dumps(body)])
+        with self._down():
+            self._run("correct", Call(where, [name, json.dumps(body)]))
 
     def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
         """Newest corrections by name."""
@@ -298,7 +305,7 @@ class Store:
     @contextmanager
     def refresh_lease(self, owner: str) -> Iterator[bool]:
         """Hold the refresh lease; False where another refresh holds it."""
-        with _down():
+        with self._down():
             held = self._redis.set(
                 keys.REFRESH_LEASE, owner, nx=True, px=keys.REFRESH_LEASE_MS
             )
@@ -306,14 +313,14 @@ class Store:
             yield bool(held)
         finally:
             if held:
-                with _down():
-                    self._scripts["release"](keys=[keys.REFRESH_LEASE], args=[owner])
+                with self._down():
+                    self._run("release", Call([keys.REFRESH_LEASE], [owner]))
 
     # API keys
 
     def put_api_key(self, key: ApiKey) -> None:
         """Write an API key."""
-        with _down():
+        with self._down():
             self._redis.hset(keys.API_KEYS, key.key_id, json.dumps(key._asdict()))
             self._redis.incr(keys.API_KEYS_GENERATION)
 
@@ -324,7 +331,7 @@ class Store:
 
     def api_keys_generation(self) -> int:
         """A number that moves whenever an API key has changed."""
-        with _down():
+        with self._down():
             return int(self._redis.get(keys.API_KEYS_GENERATION) or 0)
 
     def _parsed(self, name: str, data: bytes) -> ExperimentRecord:
@@ -336,22 +343,25 @@ class Store:
         return known[1]
 
     def _bytes(self, where: str) -> dict[str, bytes]:
-        with _down():
+        with self._down():
             found = cast("dict[bytes, bytes]", self._redis.hgetall(where))
         return {name.decode(): data for name, data in found.items()}
 
 
-@contextmanager
-def _down() -> Iterator[None]:
-    """Turn the client's errors into ours."""
-    try:
-        yield
-    except redis.ResponseError as error:
-        if str(error).startswith(("FENCED", "MOVED")):
-            raise FencedError(str(error)) from None
-        raise StoreDownError(f"the store refuses: {error}") from error
-    except (redis.RedisError, OSError) as error:
-        raise StoreDownError(f"the store cannot be reached: {error}") from error
+def _append_call(writer_id: str, blocks: Sequence[Block]) -> Call:
+    """Blocks of one stream of one shard."""
+    shard, stream = blocks[0].shard, blocks[0].stream
+    log = {"decisions": keys.decisions, "events": keys.events}[stream](shard)
+    where = [log, keys.writer(shard, writer_id, stream)]
+    args: list[Any] = [keys.WRITER_TTL_MS]
+    for block in blocks:
+        counts: list[Any] = []
+        for name, by_variant in block.counts.items():
+            where.append(keys.decided(shard, name))
+            for variant_id, n in by_variant.items():
+                counts += [len(where), variant_id, n]
+        args += [block.number, block.payload, len(counts) // 3, *counts]
+    return Call(where, args)
 
 
 def _text(value: Any) -> str:

@@ -1,14 +1,23 @@
--- Append one block, once. A writer numbers its blocks; a number seen before is a
--- re-delivery after an answer that was lost, and changes nothing.
+-- Append blocks of a writer to a stream, each once. A writer numbers its blocks upwards; a
+-- number seen before is a re-delivery after an answer that was lost, and changes nothing.
+-- A block that cannot be taken stops those behind it: passed over, it would look like one
+-- that was taken before.
 -- KEYS: stream, writer, hashes of decided counts ...
--- ARGV: number, block, writer's time to live (ms), then (index of hash, field, n) ...
--- Returns the log id, or false for a re-delivery.
-if tonumber(ARGV[1]) <= tonumber(redis.call('GET', KEYS[2]) or '-1') then
-  return false
+-- ARGV: writer's time to live (ms), then for every block
+--       number, block, n, n times (index of hash, field, count)
+-- Returns how many blocks were new.
+local seen = tonumber(redis.call('GET', KEYS[2]) or '-1')
+local added, i = 0, 2
+while i <= #ARGV do
+  local last = i + 2 + 3 * ARGV[i + 2]
+  if tonumber(ARGV[i]) > seen then
+    seen, added = tonumber(ARGV[i]), added + 1
+    redis.call('XADD', KEYS[1], '*', 'block', ARGV[i + 1])
+    redis.call('SET', KEYS[2], ARGV[i], 'PX', ARGV[1])
+    for j = i + 3, last, 3 do
+      redis.call('HINCRBY', KEYS[tonumber(ARGV[j])], ARGV[j + 1], ARGV[j + 2])
+    end
+  end
+  i = last + 1
 end
-local id = redis.call('XADD', KEYS[1], '*', 'block', ARGV[2])
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
-for i = 4, #ARGV, 3 do
-  redis.call('HINCRBY', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2])
-end
-return id
+return added

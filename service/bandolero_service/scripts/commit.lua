@@ -5,7 +5,7 @@
 --       n, (index of rollups, epoch key, epoch) ...
 local at = redis.call('HMGET', KEYS[1], 'fence:learner', 'cursors')
 if (at[1] or '0') ~= ARGV[1] then return redis.error_reply('FENCED') end
-if (at[2] or '') ~= ARGV[2] then return redis.error_reply('MOVED') end
+if (at[2] or '') ~= ARGV[2] then return redis.error_reply('POSITION') end
 redis.call('HSET', KEYS[1], 'cursors', ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 local i = 5

@@ -1,0 +1,201 @@
+"""How the store is reached: one server, or a cluster, found out by asking.
+
+Time-outs are short and nothing is tried again: callers live on threads of their own, and
+an ambiguous answer is resolved by asking again with the same number, never by a client
+that re-sends behind our back. On a cluster all keys of a shard live on one node, so a
+node that is away takes only its own shards with it.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import NoScriptError, RedisClusterException
+from redis.retry import Retry
+
+SCRIPTS = ("append", "lease", "release", "commit", "put", "correct")
+FAULTS = (redis.RedisError, RedisClusterException, OSError)
+"""What the client raises."""
+REFUSALS = redis.ResponseError
+"""Those of them that a server answered."""
+_WEAKEST_FIRST = {
+    "appendonly": ("no", "yes"),
+    "appendfsync": ("no", "everysec", "always"),
+}
+
+
+class Call(NamedTuple):
+    """A call of a script; its keys share one hash tag."""
+
+    keys: Sequence[str]
+    args: Sequence[Any]
+
+
+class _Server(NamedTuple):
+    name: str
+    client: Any
+
+
+class _Script(NamedTuple):
+    text: str
+    sha: str
+
+
+class Connection:
+    """A client of a store, made at first use, safe to use from several threads."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        self._lock = threading.Lock()
+        # The client's types cover its asynchronous twin and decoded answers as well.
+        self._client: Any = None
+        self._scripts = {name: _read_script(name) for name in SCRIPTS}
+
+    @property
+    def client(self) -> Any:
+        """The client: of a server, or of a cluster if a node of one answers."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._connected()
+            return self._client
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def failed(self, error: Exception) -> None:
+        """Take note of a failure: if no node we know of answers, ask the URL again."""
+        if isinstance(error, RedisClusterException):
+            self._client = None
+
+    def run(self, script: str, call: Call) -> Any:
+        """Run a script."""
+        return _evaluated(self.client, self._scripts[script], call)
+
+    def run_all(self, script: str, calls: Sequence[Call]) -> list[Exception | None]:
+        """Run a script for several calls, one pipeline a server; each one's failure.
+
+        Whether a call that failed was carried out is not known.
+        """
+        failures: list[Exception | None] = [None] * len(calls)
+        by_server: dict[_Server, list[int]] = defaultdict(list)
+        for i, call in enumerate(calls):
+            try:
+                by_server[self._server_of(call.keys[0])].append(i)
+            except FAULTS as error:
+                failures[i] = error
+        for server, indices in by_server.items():
+            mine = [calls[i] for i in indices]
+            found = _pipelined(server.client, self._scripts[script], mine)
+            for i, failure in zip(indices, found, strict=True):
+                failures[i] = failure
+            if any(found):
+                self._look_again(server)
+        return failures
+
+    def durability(self) -> dict[str, str]:
+        """The weakest that any server promises, of those that answer."""
+        promised: dict[str, str] = {}
+        failure: Exception | None = None
+        for server in self._servers():
+            try:
+                found = server.config_get("appendonly", "appendfsync")
+                found |= server.config_get("maxmemory-policy")
+            except FAULTS as error:
+                failure = error
+                continue
+            for name, value in found.items():
+                promised[name] = _weaker(name, value, promised.get(name, value))
+        if failure is not None and not promised:
+            raise failure
+        return promised
+
+    def _connected(self) -> Any:
+        client: Any = redis.Redis.from_url(self._url, **self._options)
+        if not client.info("cluster").get("cluster_enabled"):
+            return client
+        client.close()
+        try:
+            return RedisCluster.from_url(
+                self._url, require_full_coverage=False, **self._options
+            )
+        except IndexError:  # what the client makes of it
+            raise RedisClusterException("the cluster serves no slots.") from None
+
+    def _servers(self) -> list[Any]:
+        client = self.client
+        if not _is_cluster(client):
+            return [client]
+        return [client.get_redis_connection(node) for node in client.get_primaries()]
+
+    def _server_of(self, key: str) -> _Server:
+        client = self.client
+        if not _is_cluster(client):
+            return _Server("", client)
+        node = client.get_node_from_key(key)
+        return _Server(node.name, client.get_redis_connection(node))
+
+    def _look_again(self, failed: _Server) -> None:
+        """Ask the other nodes of a cluster who serves what now."""
+        client = self._client
+        if _is_cluster(client):
+            try:
+                client.nodes_manager.initialize(last_failed_node_name=failed.name)
+            except FAULTS as error:
+                self.failed(error)
+
+
+def _is_cluster(client: Any) -> bool:
+    return isinstance(client, RedisCluster)
+
+
+def _read_script(name: str) -> _Script:
+    text = (files("bandolero_service") / "scripts" / f"{name}.lua").read_text()
+    return _Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _evaluated(client: Any, script: _Script, call: Call) -> Any:
+    """Run a script by its hash; by its text where this server has not seen it yet."""
+    try:
+        return client.evalsha(script.sha, len(call.keys), *call.keys, *call.args)
+    except NoScriptError:
+        return client.eval(script.text, len(call.keys), *call.keys, *call.args)
+
+
+def _pipelined(
+    server: Any, script: _Script, calls: Sequence[Call]
+) -> list[Exception | None]:
+    """Run calls on one server; each one's failure."""
+    pipe = server.pipeline(transaction=False)
+    for call in calls:
+        pipe.evalsha(script.sha, len(call.keys), *call.keys, *call.args)
+    try:
+        answers = pipe.execute(raise_on_error=False)
+        for i, answer in enumerate(answers):
+            if isinstance(answer, NoScriptError):
+                answers[i] = _evaluated(server, script, calls[i])
+    except FAULTS as error:
+        return [error] * len(calls)
+    return [one if isinstance(one, Exception) else None for one in answers]
+
+
+def _weaker(name: str, one: str, other: str) -> str:
+    """Of two values of a setting the one that promises less."""
+    if name in _WEAKEST_FIRST:
+        return min(one, other, key=_WEAKEST_FIRST[name].index)
+    return one if one.startswith("allkeys") else other
