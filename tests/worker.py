@@ -33,7 +33,7 @@ class Worker:
         self.views = Views(store, settings)
         self.writer = LogWriter(store, settings)
         self.writer.start()
-        self.decider = Decider(self.views, self.writer)
+        self.decider = Decider(self.views, self.writer, settings.public_url)
 
     def put(self, spec: Any, action: Action | None = "start") -> ExperimentRecord:
         """Store acme's experiment and see it."""

@@ -16,9 +16,11 @@ from bandolero_service.api.data_plane import DataPlane
 from bandolero_service.api.metrics import exposition
 from bandolero_service.api.openapi import with_data_plane
 from bandolero_service.api.reports import report_routes
+from bandolero_service.api.trackers import tracker_routes
 from bandolero_service.errors import ApiError, store_down
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store, StoreDownError
+from bandolero_service.trackers import Trackers
 from bandolero_service.views import Views
 from bandolero_service.writer import LogWriter
 
@@ -41,6 +43,8 @@ def create_app(
     app.include_router(control_routes(store, access))
     app.include_router(report_routes(store, lake, views, access))
     plane = DataPlane(app, views, writer, settings)
+    trackers = Trackers(views, plane.desk)
+    app.include_router(tracker_routes(trackers, plane.durable))
     _health_routes(app, store, views, writer)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)

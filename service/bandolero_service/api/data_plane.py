@@ -145,7 +145,7 @@ class DataPlane:
     async def _events(self, key: ApiKey, body: bytes) -> Answer:
         judged = self.desk.judge(key.tenant, _decoded(self._decode_events, body))
         if judged.accepted:
-            failure = await self._durable(judged.rows)
+            failure = await self.durable(judged.rows)
             if failure is not None:
                 message = (
                     f"events could not be made durable: {failure}; send them again."
@@ -154,7 +154,7 @@ class DataPlane:
         told = {"accepted": judged.accepted, "rejected": judged.rejected}
         return 202, msgspec.json.encode(told)
 
-    async def _durable(self, rows: dict[int, list[tuple[Any, ...]]]) -> str | None:
+    async def durable(self, rows: dict[int, list[tuple[Any, ...]]]) -> str | None:
         """Wait until events are in the log or the spool; why not, where they are not."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[str | None] = loop.create_future()

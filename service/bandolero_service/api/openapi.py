@@ -32,8 +32,10 @@ def with_data_plane(document: dict[str, Any]) -> dict[str, Any]:
     }
     paths = document["paths"]
     for path, operations in paths.items():
-        if path.startswith("/v1/"):
-            for operation in operations.values():
+        for operation in operations.values() if path.startswith("/v1/") else ():
+            if path.startswith("/v1/t/"):
+                operation["responses"].pop("422", None)  # any text may be a token
+            else:
                 _say_key_and_errors(operation)
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
@@ -114,7 +116,9 @@ def _schemas() -> dict[str, Any]:
             "mode": {"enum": ["explore", "holdout", "fixed", "fallback"]},
             "serving": {"enum": ["live", "stale", "cold"]},
             "fallback": {"type": "boolean"},
-        }
+            "trackers": _object({"impression": text, "click": text}, ("click",)),
+        },
+        ("trackers",),
     )
     rejected = _object({"index": {"type": "integer"}, "error": detail})
     return {
