@@ -67,6 +67,17 @@ class EmbeddedStore:
         EmbeddedStoreError
             When the folder is in use by another server, or the server does not start.
         """
+        self.launch(patience_s)
+        self._await()
+
+    def launch(self, patience_s: float = 0.0) -> None:
+        """Start a server of our own; it answers once it has read what it holds.
+
+        Raises
+        ------
+        EmbeddedStoreError
+            When the folder is in use by another server.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = self._locked(time.monotonic() + patience_s)
         self.socket.unlink(missing_ok=True)
@@ -74,7 +85,6 @@ class EmbeddedStore:
             self._command(), pass_fds=[lock], start_new_session=True, cwd=self.folder
         )
         os.close(lock)  # the server holds it now
-        self._await()
 
     def stop(self) -> None:
         """Stop our server, if we started one."""

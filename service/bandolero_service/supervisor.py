@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 
-from bandolero_service.embedded import EmbeddedStore
+from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
 from bandolero_service.roles import check_durability, listen, stop_flag
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store, StoreDownError
@@ -43,6 +43,7 @@ class Supervisor:
             self._embedded = EmbeddedStore(settings.data_dir)
         url = self._embedded.url if self._embedded else settings.store
         self._settings = replace(settings, store=url)
+        self._store_rests_until = 0.0
         self._children: list[_Child] = []
 
     def run(self) -> None:
@@ -82,13 +83,22 @@ class Supervisor:
         )
         return _Child(role, process, time.monotonic())
 
+    def _restart_store(self) -> None:
+        """Start a store that has ended, without waiting: it may have much to read."""
+        process = self._embedded.process if self._embedded else None
+        if self._embedded is None or process is None or process.poll() is None:
+            return
+        if time.monotonic() < self._store_rests_until:
+            return
+        self._store_rests_until = time.monotonic() + RESTART_AFTER_S
+        log.error("the store ended (%d): starting it again", process.returncode)
+        try:
+            self._embedded.launch()
+        except EmbeddedStoreError as error:
+            log.error("%s", error)
+
     def _restart_dead(self) -> None:
-        store = self._embedded
-        if store is not None and store.process and store.process.poll() is not None:
-            log.error(
-                "the store ended (%d): starting it again", store.process.returncode
-            )
-            store.start()
+        self._restart_store()
         for i, child in enumerate(self._children):
             code = child.process.poll()
             rested = time.monotonic() - child.started_at > RESTART_AFTER_S

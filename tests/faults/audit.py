@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -57,7 +56,7 @@ def archived(server: Running) -> Lake:
     return lake
 
 
-def audited(server: Running, name: str, streams: Sequence[Stream]) -> Audit:
+def audited(server: Running, name: str, stream: Stream) -> Audit:
     """Wait until everything has come to rest; then compare."""
     reported = settled(server, name)
     lake = archived(server)
@@ -73,14 +72,12 @@ def audited(server: Running, name: str, streams: Sequence[Stream]) -> Audit:
             reported.get(variant, (0, 0)), due.get(variant, (0, 0)), strict=True
         )
     ]
-    accepted = {event_id for stream in streams for event_id in stream.accepted}
-    told = [decided for stream in streams for decided in stream.decisions]
     return Audit(
-        len(accepted - set(events["event_id"].to_pylist())),
+        len(set(stream.accepted) - set(events["event_id"].to_pylist())),
         sum(n - 1 for n in logged.values()),
         sum(gap for gap in gaps if gap > 0),
         -sum(gap for gap in gaps if gap < 0),
-        [decided for decided in told if decided.decision_id not in logged],
+        [one for one in stream.decisions if one.decision_id not in logged],
     )
 
 

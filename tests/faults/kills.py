@@ -59,9 +59,9 @@ class Killer:
         began, plan = time.time(), deque(zip(due, roles, strict=True))
         while plan or self._missing:
             self._note_who_is_back()
-            if plan and time.time() >= began + plan[0][0]:
-                if plan[0][1] not in self._missing:
-                    self._kill(plan.popleft()[1])
+            is_due = plan and time.time() >= began + plan[0][0]
+            if is_due and plan[0][1] not in self._missing:
+                self._kill(plan.popleft()[1])
             time.sleep(0.05)
 
     def _kill(self, role: str) -> None:

@@ -47,7 +47,8 @@ def killing_run(n_kills: int, seconds: float, seed: int, *, power: bool) -> Run:
             killer = Killer(server, seed, cuts)
             with Stream(server, NAME, N_PRODUCERS) as stream:
                 killer.run(n_kills, seconds)
-            return Run(killer.kills, stream, audited(server, NAME, [stream]), killer.bytes_cut)
+            audit = audited(server, NAME, stream)
+            return Run(killer.kills, stream, audit, killer.bytes_cut)
 
 
 @contextlib.contextmanager
