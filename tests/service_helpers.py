@@ -210,7 +210,8 @@ class Running:
 
     def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run another command on the same data folder, beside the server."""
-        return cli(*arguments, "--data-dir", str(self.data_dir))
+        where = ("--data-dir", str(self.data_dir))
+        return cli(*arguments, *where, environment=self._environment)
 
     def begin(self, spec: Any, tenant: str = "acme") -> None:
         """Create and start an experiment; return once its first snapshot is served."""
@@ -304,6 +305,37 @@ def running_server(
                 server.stop()
         finally:
             server.end()
+
+
+@contextlib.contextmanager
+def own_store(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
+    """A Valkey or Redis server on a loopback port; its URL."""
+    from bandolero_service.embedded import server_binary
+
+    port = port or free_port()
+    command = [server_binary(), "--port", str(port), "--bind", "127.0.0.1"]
+    command += ["--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always"]
+    command += ["--save", "", "--logfile", str(folder / "store.log"), *options]
+    process = subprocess.Popen(command)
+    url = f"redis://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: _answers(url), 10, "the store answers")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    from bandolero_service.store import Store, StoreDownError
+
+    store = Store(url, timeout_s=1.0)
+    try:
+        return bool(store.durability())
+    except StoreDownError:
+        return False
+    finally:
+        store.close()
 
 
 def cli(

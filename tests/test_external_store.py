@@ -1,17 +1,12 @@
 """`serve` on a store that somebody else runs: a server process, spoken to over TCP."""
 
-import contextlib
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bandolero_service.embedded import server_binary
-from bandolero_service.store import Store, StoreDownError
 from service_helpers import (
     SLOWER,
     Running,
@@ -21,39 +16,13 @@ from service_helpers import (
     free_port,
     linux,
     needs_server,
+    own_store,
     running_server,
     short_folder,
     wait_for,
 )
 
 pytestmark = needs_server
-
-
-@contextlib.contextmanager
-def own_store(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
-    """A Valkey or Redis server on a loopback port; its URL."""
-    port = port or free_port()
-    command = [server_binary(), "--port", str(port), "--bind", "127.0.0.1"]
-    command += ["--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always"]
-    command += ["--save", "", "--logfile", str(folder / "store.log"), *options]
-    process = subprocess.Popen(command)
-    url = f"redis://127.0.0.1:{port}"
-    try:
-        wait_for(lambda: _answers(url), 10, "the store answers")
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    store = Store(url, timeout_s=1.0)
-    try:
-        return bool(store.durability())
-    except StoreDownError:
-        return False
-    finally:
-        store.close()
 
 
 def test_the_whole_job_runs_on_a_store_of_ones_own() -> None:

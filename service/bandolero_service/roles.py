@@ -24,8 +24,11 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 1.0
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-DRAIN_S = 10
+DRAIN_S = 6
 _PR_SET_PDEATHSIG = 1
+READY = b"1"
+READY_FD = "BANDOLERO_READY_FD"
+"""Names the descriptor on which a worker tells its supervisor that it serves."""
 
 
 def run_role(role: str, settings: Settings, listen_fd: int | None = None) -> None:
@@ -102,10 +105,9 @@ def check_durability(store: Store) -> None:
 
 
 def _run_api(settings: Settings, listen_fd: int | None) -> None:
-    import uvicorn
-
     from bandolero.lake.catalog import Lake
     from bandolero_service.api.app import create_app
+    from bandolero_service.drain import Server
     from bandolero_service.views import Views, warm_up
     from bandolero_service.writer import LogWriter
 
@@ -119,7 +121,7 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     warm_up()
     views.start()
     app = create_app(store, Lake(settings.lake_url), views, writer, settings)
-    server = uvicorn.Server(server_config(app))
+    server = Server(server_config(app), _tell_ready)
 
     def leave(*_: object) -> None:
         server.should_exit = True
@@ -130,11 +132,17 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     writer.start()
     gc.collect()
     gc.freeze()
-    log.info("worker %d is ready", os.getpid())
     server.run(sockets=[server_socket])
     writer.stop()
     views.stop()
     store.close()
+
+
+def _tell_ready() -> None:
+    log.info("worker %d is ready", os.getpid())
+    if (descriptor := os.environ.pop(READY_FD, None)) is not None:
+        os.write(int(descriptor), READY)
+        os.close(int(descriptor))
 
 
 def _run_learner(settings: Settings) -> None:
@@ -154,12 +162,17 @@ def _run_archiver(settings: Settings) -> None:
 
 def stop_flag() -> threading.Event:
     """A flag that SIGTERM and SIGINT set from now on."""
+    return flag_of(signal.SIGTERM, signal.SIGINT)
+
+
+def flag_of(*signals: signal.Signals) -> threading.Event:
+    """A flag that signals set from now on."""
     flag = threading.Event()
 
     def leave(*_: object) -> None:
         # On a thread: the signal may come while this one holds the flag's own lock.
         threading.Thread(target=flag.set, daemon=True).start()
 
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
+    for one in signals:
+        signal.signal(one, leave)
     return flag

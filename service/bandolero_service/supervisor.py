@@ -1,18 +1,30 @@
 """`bandolero serve`: the store (if embedded), API workers, learner, archiver, supervised.
 
-A role that ends is started again. On SIGTERM the roles end in the order of the data:
+A role that ends is started again. On SIGHUP the API workers are replaced one by one, the
+new one at work before the old one is told to go. On SIGTERM the roles end in the order of the data:
 workers drain and flush, the learner folds, the archiver archives, the store stops.
 """
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
-from bandolero_service.roles import check_durability, listen, stop_flag
+from bandolero_service.roles import (
+    READY,
+    READY_FD,
+    check_durability,
+    flag_of,
+    listen,
+    stop_flag,
+)
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store, StoreDownError
 
@@ -31,6 +43,17 @@ class _Child:
     role: str
     process: "subprocess.Popen[bytes]"
     started_at: float
+    tells: int
+    """Where a worker says that it serves."""
+    is_ready: bool = False
+    is_leaving: bool = False
+
+    def ready(self) -> bool:
+        """Whether it has said so."""
+        if not self.is_ready:
+            with suppress(BlockingIOError):
+                self.is_ready = os.read(self.tells, 1) == READY
+        return self.is_ready
 
 
 class Supervisor:
@@ -48,7 +71,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Start everything, keep it running, end it on SIGTERM or SIGINT."""
-        stop = stop_flag()
+        stop, renew = stop_flag(), threading.Event()
+        if not os.isatty(0):  # a terminal that closes ends us
+            renew = flag_of(signal.SIGHUP)
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._settings.secret_bytes()  # made before the roles look for it
         self._socket = listen(self._settings.host, self._settings.port)
@@ -61,8 +86,10 @@ class Supervisor:
             self._children = [self._started(role) for role in roles]
             host, port = self._socket.getsockname()[:2]
             log.info("serving on http://%s:%d (data in %s)", host, port, self._where)
+            renewals = self._renewals(renew)
             while not stop.wait(CHECK_S):
                 self._restart_dead()
+                next(renewals)
         finally:
             self._end()
 
@@ -78,10 +105,14 @@ class Supervisor:
             command += ["--listen-fd", str(fds[0])]
         environment = {**os.environ, **self._settings.environment()}
         environment["BANDOLERO_PARENT"] = str(os.getpid())
+        tells, told = os.pipe()
+        os.set_blocking(tells, False)
+        environment[READY_FD] = str(told)
         process = subprocess.Popen(
-            command, env=environment, pass_fds=fds, start_new_session=True
+            command, env=environment, pass_fds=[*fds, told], start_new_session=True
         )
-        return _Child(role, process, time.monotonic())
+        os.close(told)
+        return _Child(role, process, time.monotonic(), tells)
 
     def _restart_store(self) -> None:
         """Start a store that has ended, without waiting: it may have much to read."""
@@ -99,12 +130,44 @@ class Supervisor:
 
     def _restart_dead(self) -> None:
         self._restart_store()
-        for i, child in enumerate(self._children):
+        for child in list(self._children):
             code = child.process.poll()
             rested = time.monotonic() - child.started_at > RESTART_AFTER_S
-            if code is not None and rested:
+            if code is None or not rested:
+                continue
+            self._children.remove(child)
+            os.close(child.tells)
+            if not child.is_leaving:
                 log.error("%s ended (%d): starting it again", child.role, code)
-                self._children[i] = self._started(child.role)
+                self._children.append(self._started(child.role))
+
+    def _renewals(self, asked: threading.Event) -> Iterator[None]:
+        """Replace all workers whenever asked to; one step a turn of the loop."""
+        while True:
+            while not asked.is_set():
+                yield
+            asked.clear()
+            log.info("replacing the API workers")
+            old = self._workers()
+            for child in old:
+                if child in self._children:  # else it has ended and is replaced
+                    yield from self._replaced(child, old)
+            log.info("the API workers are replaced")
+
+    def _replaced(self, leaving: _Child, old: list[_Child]) -> Iterator[None]:
+        leaving.is_leaving = True
+        self._children.append(self._started("api"))
+        while not all(c.ready() for c in self._workers() if c not in old):
+            yield
+        leaving.process.terminate()
+        until = time.monotonic() + STOP_TIMEOUT_S
+        while leaving in self._children:
+            if time.monotonic() > until:
+                leaving.process.kill()
+            yield
+
+    def _workers(self) -> list[_Child]:
+        return [c for c in self._children if c.role == "api" and not c.is_leaving]
 
     def _end(self) -> None:
         for role in STOP_ORDER:

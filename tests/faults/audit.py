@@ -5,6 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bandolero.lake.catalog import Lake
 from faults.stream import Decided, Stream
@@ -64,7 +65,7 @@ def audited(server: Running, name: str, stream: Stream) -> Audit:
     events, also_bad = lake.read("events")
     assert bad == also_bad == []
     logged = Counter(decisions["decision_id"].to_pylist())
-    due = _due(decisions, events)
+    due = _due(_of(decisions, name), _of(events, name))
     gaps = [
         have - want
         for variant in due.keys() | reported.keys()
@@ -79,6 +80,10 @@ def audited(server: Running, name: str, stream: Stream) -> Audit:
         -sum(gap for gap in gaps if gap < 0),
         [one for one in stream.decisions if one.decision_id not in logged],
     )
+
+
+def _of(rows: pa.Table, name: str) -> pa.Table:
+    return rows.filter(pc.equal(rows["experiment_id"], name))
 
 
 def _due(decisions: pa.Table, events: pa.Table) -> dict[str, tuple[int, int]]:

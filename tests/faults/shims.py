@@ -27,7 +27,7 @@ class Power:
     """What a power cut leaves of files: each up to the size it had when last synced."""
 
     def __init__(self, folder: Path) -> None:
-        self._log = folder / "synced"
+        self._log = folder / "synced.log"
         self.environment = {
             "LD_PRELOAD": str(compiled("synced", folder)),
             "SYNCED_LOG": str(self._log),

@@ -1,0 +1,42 @@
+"""An API worker's HTTP server, which takes leave without cutting a request."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from socket import socket
+
+import uvicorn
+
+LINGER_S = 3.0
+"""How long a worker that ends keeps the connections on which nothing comes."""
+_LAST = (b"connection", b"close")
+
+
+class Server(uvicorn.Server):
+    """Tells when it is ready; on its end, lets its clients go one answer at a time.
+
+    A kept connection that is merely closed may cut a request that is on its way. So the
+    worker takes no new connections, says `Connection: close` with the next answer on each
+    that it has, and closes only those on which nothing came for `LINGER_S`.
+    """
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Let the clients go, then close."""
+        for server in self.servers:
+            server.close()
+        state = self.server_state
+        state.default_headers = [*state.default_headers, _LAST]
+        until = time.monotonic() + LINGER_S
+        await asyncio.sleep(0.1)  # what was accepted a moment ago is counted by then
+        while state.connections and time.monotonic() < until:  # noqa: ASYNC110  # uvicorn keeps no event for it
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
