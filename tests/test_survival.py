@@ -179,7 +179,7 @@ def test_killing_the_supervisor_leaves_no_orphan(when: str) -> None:
             server.kill("serve")
             assert server.process is not None
             server.process.wait()
-            # A worker may drain for ten seconds, and then flush.
+            # A worker may drain for ten seconds, then flush; after twenty more it is killed.
             wait_for(lambda: server.family() == [], 40, "nobody is left")
         finally:
             server.end()

@@ -25,6 +25,7 @@ REQUEST_TIMEOUT_S = 1.0
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 DRAIN_S = 6
+END_WITHIN_S = 20
 _PR_SET_PDEATHSIG = 1
 READY = b"1"
 READY_FD = "BANDOLERO_READY_FD"
@@ -133,6 +134,7 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     gc.collect()
     gc.freeze()
     server.run(sockets=[server_socket])
+    _end_soon()
     writer.stop()
     views.stop()
     store.close()
@@ -149,7 +151,7 @@ def _run_learner(settings: Settings) -> None:
     from bandolero_service.learner import run_learner
 
     store = open_store(settings, 5.0)
-    run_learner(store, settings, stop_flag())
+    run_learner(store, settings, _told_to_end())
 
 
 def _run_archiver(settings: Settings) -> None:
@@ -157,7 +159,29 @@ def _run_archiver(settings: Settings) -> None:
     from bandolero_service.archive import run_archiver
 
     store = open_store(settings, 5.0)
-    run_archiver(store, Lake(settings.lake_url), settings, stop_flag())
+    run_archiver(store, Lake(settings.lake_url), settings, _told_to_end())
+
+
+def _told_to_end() -> threading.Event:
+    """A flag that SIGTERM and SIGINT set; from then on the role has to hurry."""
+    flag = stop_flag()
+
+    def hurry() -> None:
+        flag.wait()
+        _end_soon()
+
+    threading.Thread(target=hurry, name="hurry", daemon=True).start()
+    return flag
+
+
+def _end_soon() -> None:
+    """Have the kernel end this process if it has not ended by itself in time.
+
+    A store or a lake that hangs must not keep a role whose supervisor is gone; what was
+    not written is in the log or the spool. The kernel's alarm also ends an interpreter
+    that hangs on its way out.
+    """
+    signal.alarm(END_WITHIN_S)
 
 
 def stop_flag() -> threading.Event:
