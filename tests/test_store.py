@@ -10,6 +10,7 @@ import pytest
 
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import keys
+from bandolero_service.audit import Author
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
 from bandolero_service.store import (
     NO_POSITION,
@@ -29,6 +30,7 @@ from bandolero_service.store import (
 )
 from service_helpers import needs_server, short_folder
 
+AUTHOR = Author("test", b"root")
 pytestmark = needs_server
 NOTHING = Commit("{}", {}, {}, {})
 
@@ -267,10 +269,10 @@ def _published(entry: Entry) -> tuple[str, int, bytes]:
 def test_a_record_is_written_only_over_the_version_it_was_read_at(store: Store) -> None:
     """Of two changes from the same version one is written; the other learns of it."""
     shard = store.shard("acme", "hats")
-    assert store.put_record(record(1), None, "created")
-    assert not store.put_record(record(1), None, "created")
-    assert store.put_record(record(2), 1, "changed")
-    assert not store.put_record(record(3), 1, "changed")
+    assert store.put_record(record(1), None, "created", AUTHOR)
+    assert not store.put_record(record(1), None, "created", AUTHOR)
+    assert store.put_record(record(2), 1, "changed", AUTHOR)
+    assert not store.put_record(record(3), 1, "changed", AUTHOR)
     assert store.record("acme", "hats") == record(2)
     assert store.records(shard) == {"acme/hats": record(2)}
     kinds = [e.fields[b"kind"] for e in store.read(keys.control(shard), NO_POSITION)]
@@ -279,11 +281,11 @@ def test_a_record_is_written_only_over_the_version_it_was_read_at(store: Store) 
 
 def test_of_racing_writers_of_a_record_one_wins(store: Store) -> None:
     """Eight threads that change one version of a record write it once."""
-    store.put_record(record(1), None, "created")
+    store.put_record(record(1), None, "created", AUTHOR)
     won: list[bool] = []
 
     def change() -> None:
-        won.append(store.put_record(record(2), 1, "changed"))
+        won.append(store.put_record(record(2), 1, "changed", AUTHOR))
 
     threads = [threading.Thread(target=change) for _ in range(8)]
     for thread in threads:
@@ -298,7 +300,7 @@ def test_the_newest_correction_stands_and_wakes_workers(store: Store) -> None:
     shard = store.shard("acme", "hats")
     generation = store.generation(shard)
     for watermark_ms in (1, 2):
-        store.put_correction("acme", "hats", {"watermark_ms": watermark_ms})
+        store.put_correction("acme", "hats", {"watermark_ms": watermark_ms}, AUTHOR)
     assert store.corrections(shard) == {"acme/hats": {"watermark_ms": 2}}
     assert store.generation(shard) == generation + 2
     assert len(list(store.read(keys.control(shard), NO_POSITION))) == 2
@@ -316,8 +318,8 @@ def test_api_keys_are_kept_and_their_changes_noticed(store: Store) -> None:
     """A key comes back as it was written, and every change raises the generation."""
     key = ApiKey("id", "acme", ["decide"], "hash", 1)
     assert store.api_keys_generation() == 0
-    store.put_api_key(key)
-    store.put_api_key(key._replace(revoked=True))
+    store.put_api_key(key, AUTHOR)
+    store.put_api_key(key._replace(revoked=True), AUTHOR)
     assert store.api_keys() == [key._replace(revoked=True)]
     assert store.api_keys_generation() == 2
 

@@ -7,6 +7,7 @@ import pytest
 from bandolero.experiment import ExperimentRecord, parse_experiment
 from bandolero.snapshot import Snapshot
 from bandolero_service import views
+from bandolero_service.audit import Author
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from service_helpers import needs_server
@@ -50,7 +51,7 @@ def test_one_experiments_fault_does_not_hide_the_others(
     for name in ("broken", "hats"):
         raw = {"experiment": name, "variants": [{"id": "a"}]}
         record = ExperimentRecord(tenant="acme", spec=parse_experiment(raw))
-        assert store.put_record(record, None, "created")
+        assert store.put_record(record, None, "created", Author("test", b"root"))
     build = views.cold_snapshot
 
     def faulty(record: ExperimentRecord) -> Snapshot:

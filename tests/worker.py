@@ -10,6 +10,7 @@ from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE, read_blocks
 from bandolero.policies import policy_of
 from bandolero.snapshot import build_snapshot, snapshot_to_bytes
 from bandolero_service import keys
+from bandolero_service.audit import Author
 from bandolero_service.decide import Decider, DecideRequest
 from bandolero_service.experiments import (
     Action,
@@ -23,6 +24,8 @@ from bandolero_service.settings import Settings
 from bandolero_service.store import NO_POSITION, Commit, Store, blocks_of, name_of
 from bandolero_service.views import Views
 from bandolero_service.writer import LogWriter
+
+AUTHOR = Author("test", b"root")
 
 
 class Worker:
@@ -38,13 +41,18 @@ class Worker:
     def put(self, spec: Any, action: Action | None = "start") -> ExperimentRecord:
         """Store acme's experiment and see it."""
         checked = checked_spec(spec, "acme", None)
-        record = put_spec(self.store, "acme", checked)
+        record = put_spec(self.store, AUTHOR, "acme", checked)
         return record if action is None else self.act(spec["experiment"], action)
 
     def act(self, experiment_id: str, action: Action) -> ExperimentRecord:
         """Start, pause or stop, and see it."""
         record = change(
-            self.store, "acme", experiment_id, action, lambda r: acted(r, action)
+            self.store,
+            AUTHOR,
+            "acme",
+            experiment_id,
+            action,
+            lambda r: acted(r, action),
         )
         self.views.refresh()
         return record
@@ -53,6 +61,7 @@ class Worker:
         """Pause a variant, and see it."""
         change(
             self.store,
+            AUTHOR,
             "acme",
             experiment_id,
             "variant_pause",

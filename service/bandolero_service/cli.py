@@ -14,6 +14,7 @@ from bandolero_service import commands
 from bandolero_service.commands import CommandError, Place, UsageError
 from bandolero_service.embedded import EmbeddedStoreError
 from bandolero_service.errors import ApiError
+from bandolero_service.secret import check_exposure
 from bandolero_service.settings import SettingsError, read_settings
 from bandolero_service.store import RefusedStoreError, StoreDownError
 
@@ -25,9 +26,11 @@ app = typer.Typer(
 )
 experiment_app = typer.Typer(no_args_is_help=True, help="Apply, list and show.")
 keys_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
+audit_app = typer.Typer(no_args_is_help=True, help="List and verify the audit log.")
 ingest_app = typer.Typer(no_args_is_help=True, help="Load Parquet files into the lake.")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
 app.add_typer(ingest_app, name="ingest")
 
 StoreOption = Annotated[
@@ -70,6 +73,8 @@ def serve(
         host=host,
         workers=workers,
     )
+    if role in (None, "api"):
+        check_exposure(settings)
     if role is not None:
         from bandolero_service.roles import die_with_parent, run_role
 
@@ -208,11 +213,19 @@ def keys_create(
     scopes: Annotated[
         str, typer.Option(help="Comma-separated: decide, events, report, admin.")
     ] = "decide,events,report,admin",
+    expires: Annotated[
+        str | None, typer.Option(help="90d, 12h, 30m or an ISO date; default never.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(help="Most requests to decide and events: 100/s, 5000/m, …"),
+    ] = None,
     store: StoreOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Make an API key and print it alone on stdout; it is not shown again."""
-    commands.create_key(_place(store, data_dir, None), tenant, scopes)
+    place = _place(store, data_dir, None)
+    commands.create_key(place, tenant, scopes, expires, rate)
 
 
 @keys_app.command("list", epilog="Example: bandolero keys list")
@@ -227,6 +240,26 @@ def keys_revoke(
 ) -> None:
     """Revoke a key; workers refuse it within a second."""
     commands.revoke_key(_place(store, data_dir, None), key_id)
+
+
+@audit_app.command("list", epilog="Example: bandolero audit list --tenant acme")
+def audit_list(
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """List acts of the control plane: who did what to what, when."""
+    commands.list_audit(_place(store, data_dir, None), tenant)
+
+
+@audit_app.command("verify", epilog="Example: bandolero audit verify")
+def audit_verify(
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Check that no line of the audit log is missing, changed or moved."""
+    commands.verify_audit(_place(store, data_dir, None), tenant)
 
 
 @app.command(epilog="Example: bandolero demo --tests 3 --scale 0.1 --seconds 20")

@@ -20,7 +20,8 @@ from bandolero.experiment import (
     InvalidExperimentError,
     load_experiment,
 )
-from bandolero_service import auth
+from bandolero_service import auth, trail
+from bandolero_service.audit import Author
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
 from bandolero_service.errors import ApiError, invalid_experiment
 from bandolero_service.experiments import (
@@ -30,6 +31,8 @@ from bandolero_service.experiments import (
     checked_tenant,
     put_spec,
 )
+from bandolero_service.rates import parse_rate
+from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store
 
@@ -70,6 +73,16 @@ class Place:
             if embedded is not None:
                 embedded.stop()
 
+    def root(self, store: Store) -> bytes:
+        """The root secret, if it is the one of this store."""
+        secrets = read_secrets(self.settings)
+        check_root(store, secrets)
+        return secrets.root
+
+    def author(self, store: Store) -> Author:
+        """Who the audit log says has acted."""
+        return Author("cli", self.root(store))
+
 
 def apply_experiments(
     place: Place, files: list[Path], tenant: str | None, start: bool
@@ -83,13 +96,19 @@ def apply_experiments(
             faults = [f._replace(message=f"{file}: {f.message}") for f in error.faults]
             raise invalid_experiment(faults) from None
     with place.store() as store:
+        author = place.author(store)
         for spec in specs:
             owner = tenant or spec.tenant or "default"
             checked = checked_spec(spec.model_dump(mode="json"), owner, None)
-            record = put_spec(store, owner, checked)
+            record = put_spec(store, author, owner, checked)
             if start:
                 record = change(
-                    store, owner, spec.experiment, "start", lambda r: acted(r, "start")
+                    store,
+                    author,
+                    owner,
+                    spec.experiment,
+                    "start",
+                    lambda r: acted(r, "start"),
                 )
             _say(
                 f"{owner}/{spec.experiment}: version {record.spec_version}, {record.status}"
@@ -159,6 +178,7 @@ def refresh(
         if not dry_run:
             step("publishing")
             _write_rollups(lake, found.watermark_ms, found.rollups)
+            author = place.author(store)
             for correction in found.corrections:
                 body = {
                     "watermark_ms": correction.watermark_ms,
@@ -167,7 +187,7 @@ def refresh(
                     "by_context": correction.by_context,
                 }
                 store.put_correction(
-                    correction.tenant_id, correction.experiment_id, body
+                    correction.tenant_id, correction.experiment_id, body, author
                 )
     told = _refresh_summary(found, dry_run, time.monotonic() - began)
     if summary is not None:
@@ -214,7 +234,9 @@ def ingest(place: Place, table: str, paths: list[Path]) -> None:
     )
 
 
-def create_key(place: Place, tenant: str, scopes: str) -> None:
+def create_key(
+    place: Place, tenant: str, scopes: str, expires: str | None, rate: str | None
+) -> None:
     """Make a key; its text goes to stdout, alone."""
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     for scope in wanted:
@@ -226,11 +248,17 @@ def create_key(place: Place, tenant: str, scopes: str) -> None:
         raise UsageError(f"scopes == {scopes!r}, {rule}")
     try:
         checked_tenant(tenant)
+        expires_at_ms = None if expires is None else auth.expiry(expires)
+        rate = str(parse_rate(rate)) if rate else ""
     except ApiError as error:
         raise UsageError(error.message) from None
-    text, key = auth.new_api_key(tenant, wanted)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     with place.store() as store:
-        store.put_api_key(key)
+        author = place.author(store)
+        root = place.root(store)
+        text, key = auth.new_api_key(root, tenant, wanted, expires_at_ms, rate)
+        store.put_api_key(key, author)
     _say(text)
 
 
@@ -238,10 +266,11 @@ def list_keys(place: Place) -> None:
     """A line a key."""
     with place.store() as store:
         for key in sorted(store.api_keys(), key=lambda k: (k.tenant, k.created_at_ms)):
-            made = datetime.fromtimestamp(key.created_at_ms / 1000, UTC)
-            state = "revoked" if key.revoked else "live"
+            until = "never" if key.expires_at_ms is None else _day(key.expires_at_ms)
             _say(
-                f"{key.key_id}  {key.tenant:20} {state:8} {made:%Y-%m-%d} {key.scopes}"
+                f"{key.key_id}  {key.tenant:20} {auth.state(key):8}"
+                f" made {_day(key.created_at_ms)}  expires {until:10}"
+                f" {key.rate or 'no rate':10} {key.scopes}"
             )
 
 
@@ -251,8 +280,34 @@ def revoke_key(place: Place, key_id: str) -> None:
         found = [key for key in store.api_keys() if key.key_id == key_id]
         if not found:
             raise CommandError(f"key_id == {key_id!r}, must be a key's id.")
-        store.put_api_key(found[0]._replace(revoked=True))
+        store.put_api_key(found[0]._replace(revoked=True), place.author(store))
     _say(f"{key_id} is revoked")
+
+
+def list_audit(place: Place, tenant: str | None) -> None:
+    """A line an act."""
+    with place.store() as store:
+        for line in trail.lines(store, tenant):
+            at = datetime.fromtimestamp(line["at_ms"] / 1000, UTC)
+            _say(
+                f"{at:%Y-%m-%d %H:%M:%S}  {line['tenant']:20} {line['actor']:20}"
+                f" {line['act']:10} {line['object']:30}"
+                f" {line['before'] or '-'} -> {line['after']}"
+            )
+
+
+def verify_audit(place: Place, tenant: str | None) -> None:
+    """Check every chain; fails where one is broken."""
+    with place.store() as store:
+        chains = trail.verified(store, place.root(store), tenant)
+    for chain in chains:
+        _say(
+            f"{chain.tenant:20} {chain.name:8} {chain.n_lines:6} lines, head {chain.head}"
+        )
+    found = [fault for chain in chains for fault in chain.faults]
+    if found:
+        raise CommandError("the audit log is broken:\n" + "\n".join(found))
+    _say(f"{len(chains)} chains, all whole")
 
 
 def _start_or_join(embedded: EmbeddedStore) -> None:
@@ -373,6 +428,10 @@ def _iso_ms(text: str) -> int:
 
 def _name(record: ExperimentRecord) -> str:
     return f"{record.tenant}/{record.experiment_id}"
+
+
+def _day(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d}"
 
 
 def _say(text: str) -> None:

@@ -19,7 +19,9 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisClusterException
 from redis.retry import Retry
 
-SCRIPTS = ("append", "lease", "release", "commit", "put", "correct")
+SCRIPTS = ("append", "lease", "release", "commit")
+ACTS = ("put", "correct", "put_key")
+"""Scripts of acts, which are audited: `audit.lua` goes before each."""
 FAULTS = (redis.RedisError, RedisClusterException, OSError)
 """What the client raises."""
 REFUSALS = redis.ResponseError
@@ -62,6 +64,7 @@ class Connection:
         # The client's types cover its asynchronous twin and decoded answers as well.
         self._client: Any = None
         self._scripts = {name: _read_script(name) for name in SCRIPTS}
+        self._scripts |= {name: _read_script("audit", name) for name in ACTS}
 
     @property
     def client(self) -> Any:
@@ -164,8 +167,9 @@ def _is_cluster(client: Any) -> bool:
     return isinstance(client, RedisCluster)
 
 
-def _read_script(name: str) -> _Script:
-    text = (files("bandolero_service") / "scripts" / f"{name}.lua").read_text()
+def _read_script(*names: str) -> _Script:
+    folder = files("bandolero_service") / "scripts"
+    text = "".join((folder / f"{name}.lua").read_text() for name in names)
     return _Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -19,6 +19,7 @@ from bandolero.experiment import (
     VariantStatus,
     parse_experiment,
 )
+from bandolero_service.audit import Author
 from bandolero_service.errors import ApiError, invalid_experiment, unknown_experiment
 from bandolero_service.store import Store
 
@@ -78,7 +79,11 @@ def checked_spec(raw: object, tenant: str, experiment_id: str | None) -> Experim
 
 
 def put_spec(
-    store: Store, tenant: str, spec: Experiment, if_match: str | None = None
+    store: Store,
+    author: Author,
+    tenant: str,
+    spec: Experiment,
+    if_match: str | None = None,
 ) -> ExperimentRecord:
     """Store a specification; the same one again changes nothing."""
     old = store.record(tenant, spec.experiment)
@@ -86,7 +91,7 @@ def put_spec(
         if if_match not in (None, "*"):
             raise _stale(if_match, None)
         record = ExperimentRecord(tenant=tenant, spec=spec, created_at_ms=_now_ms())
-        if store.put_record(record, None, "created"):
+        if store.put_record(record, None, "created", author):
             return record
         raise _stale(if_match, None)
     version = old.spec_version
@@ -96,13 +101,18 @@ def put_spec(
         return old
     _check_change(old, spec)
     record = old.model_copy(update={"spec": spec, "spec_version": version + 1})
-    if not store.put_record(record, version, "changed"):
+    if not store.put_record(record, version, "changed", author):
         raise _stale(if_match, version)
     return record
 
 
 def change(
-    store: Store, tenant: str, experiment_id: str, kind: str, make: Change
+    store: Store,
+    author: Author,
+    tenant: str,
+    experiment_id: str,
+    kind: str,
+    make: Change,
 ) -> ExperimentRecord:
     """Make the next version of a record; tried again when somebody was faster."""
     for _ in range(TRIES):
@@ -111,7 +121,7 @@ def change(
         if new == old:
             return old
         new = new.model_copy(update={"spec_version": old.spec_version + 1})
-        if store.put_record(new, old.spec_version, kind):
+        if store.put_record(new, old.spec_version, kind, author):
             return new
     raise _stale(None, None)
 

@@ -9,6 +9,7 @@ id nobody can make one, nor an id from a token, nor one purpose's from another's
 """
 
 import binascii
+from collections.abc import Iterator
 from hashlib import blake2b
 from hmac import compare_digest
 from struct import Struct
@@ -41,19 +42,36 @@ class DecisionId(NamedTuple):
     kept: bool = True
 
 
-class Signer:
-    """Mints and reads the decision ids of one tenant."""
+class _Live(NamedTuple):
+    """A secret that is good for decision ids: its hashers have taken in their key."""
 
-    def __init__(self, secret: bytes, tenant: str, key_id: int = 0) -> None:
-        self._key_id = key_id
-        mac_key = derive(secret, b"decision-id", tenant)
-        unit_key = derive(secret, b"unit", tenant)
-        token_key = derive(secret, b"tracker", tenant)
-        mask_key = derive(secret, b"draw", tenant)
-        # Hashers that have taken in their key; a copy costs half of a new one.
-        self._mac = blake2b(digest_size=MAC_BYTES, key=mac_key)
+    key_id: int
+    ids: blake2b
+    tokens: blake2b
+
+
+class Signer:
+    """Mints and reads the decision ids of one tenant.
+
+    Parameters
+    ----------
+    secret
+        Signs; the key id in an id is a byte derived from it.
+    previous
+        Ids signed with it are good, too; empty for none.
+    root
+        Of what is stored, so it must not change when `secret` does: pseudonyms, masks.
+        Default: `secret`.
+    """
+
+    def __init__(
+        self, secret: bytes, tenant: str, previous: bytes = b"", root: bytes = b""
+    ) -> None:
+        self._live = [_live(one, tenant) for one in (secret, previous) if one]
+        self._key_id, self._mac, self._token = self._live[0]
+        unit_key = derive(root or secret, b"unit", tenant)
+        mask_key = derive(root or secret, b"draw", tenant)
         self._unit = blake2b(digest_size=12, key=unit_key)
-        self._token = blake2b(digest_size=MAC_BYTES, key=token_key)
         self._mask = blake2b(digest_size=8, key=mask_key)
 
     def mint(
@@ -88,7 +106,9 @@ class Signer:
         ForgedIdError
             When it was not minted for this tenant.
         """
-        body = _body(decision_id, self._mac)
+        body, mac = _parts(decision_id)
+        if not any(_good(live.ids, body, mac) for live in self._named(body)):
+            raise _forged()
         form, _, shard, key, high, low, version, arm, nonce = _LAYOUT.unpack(body)
         at_ms = (high << 32) | low
         return DecisionId(shard, key, at_ms, version, arm, nonce, form == KEPT)
@@ -106,8 +126,15 @@ class Signer:
         ForgedIdError
             When the token was not made for this tenant and purpose.
         """
-        body = _body(token, self._token, purpose)
-        return _text(body + _mac(self._mac, body)).decode()
+        body, mac = _parts(token)
+        for live in self._named(body):
+            if _good(live.tokens, purpose + body, mac):
+                return _text(body + _mac(live.ids, body)).decode()
+        raise _forged()
+
+    def _named(self, body: bytes) -> Iterator[_Live]:
+        """The live secrets with the key id in an id; two may share one."""
+        return (live for live in self._live if live.key_id == body[1])
 
     def pseudonym(self, unit: str) -> str:
         """What is stored of a unit: a keyed hash."""
@@ -153,16 +180,29 @@ def _mac(hasher: blake2b, message: bytes) -> bytes:
     return copy.digest()
 
 
-def _body(text: str, hasher: blake2b, purpose: bytes = b"") -> bytes:
-    """The signed part of an id or a token, checked."""
+def _live(secret: bytes, tenant: str) -> _Live:
+    key_id = derive(secret, b"key-id", "")[0]
+    ids = derive(secret, b"decision-id", tenant)
+    tokens = derive(secret, b"tracker", tenant)
+    # A copy of a hasher that has its key costs half of a new one.
+    return _Live(
+        key_id,
+        blake2b(digest_size=MAC_BYTES, key=ids),
+        blake2b(digest_size=MAC_BYTES, key=tokens),
+    )
+
+
+def _good(hasher: blake2b, message: bytes, mac: bytes) -> bool:
+    return compare_digest(mac, _mac(hasher, message))
+
+
+def _parts(text: str) -> tuple[bytes, bytes]:
+    """The body and the MAC of an id or a token, unchecked."""
     try:
         data = _bytes(text.encode("ascii"))
     except UnicodeEncodeError:
         raise _forged() from None
-    body = data[:-MAC_BYTES]
-    if not compare_digest(data[-MAC_BYTES:], _mac(hasher, purpose + body)):
-        raise _forged()
-    return body
+    return data[:-MAC_BYTES], data[-MAC_BYTES:]
 
 
 def _text(data: bytes) -> bytes:

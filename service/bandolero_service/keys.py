@@ -4,10 +4,12 @@ Keys of a shard share one hash tag, so that scripts over them work on a cluster.
 """
 
 LAYOUT = "bandolero:layout"
-"""Hash: `shards`, fixed when the store is first used."""
-API_KEYS = "bandolero:keys"
-"""Hash of API keys by key id: JSON, with a hash of the secret."""
-API_KEYS_GENERATION = "bandolero:keys:generation"
+"""Hash: `shards`, and `root`, a hash of the root secret; fixed at first use."""
+KEYS_TAG = "{keys}"
+"""The hash tag of all that is about API keys."""
+API_KEYS = f"{KEYS_TAG}:records"
+"""Hash of API keys by key id: JSON, with a keyed hash of the secret."""
+API_KEYS_GENERATION = f"{KEYS_TAG}:generation"
 """Counter, raised at every change of a key."""
 REFRESH_LEASE = "bandolero:refresh"
 """Who runs the refresh; one at a time."""
@@ -56,7 +58,12 @@ def lease(shard: int, role: str) -> str:
 
 def records(shard: int) -> str:
     """Hash of experiment records, JSON by `tenant/experiment`."""
-    return f"{tag(shard)}:records"
+    return records_under(tag(shard))
+
+
+def records_under(hash_tag: str) -> str:
+    """The same by hash tag."""
+    return f"{hash_tag}:records"
 
 
 def snapshots(shard: int) -> str:
@@ -87,6 +94,16 @@ def rollups(shard: int, name: str) -> str:
 def decided(shard: int, name: str) -> str:
     """Hash: decisions logged so far by variant id, settled or not."""
     return f"{tag(shard)}:decided:{name}"
+
+
+def audit(hash_tag: str, tenant: str) -> str:
+    """Stream of a tenant's audit lines about what lives under a hash tag; kept."""
+    return f"{hash_tag}:audit:{tenant}"
+
+
+def audit_heads(hash_tag: str) -> str:
+    """Hash of the heads of those streams by tenant."""
+    return f"{hash_tag}:audit"
 
 
 def writer(shard: int, writer_id: str, stream: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bandolero_service.logs import log_to_stderr
+from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import RefusedStoreError, Store, StoreDownError
 
@@ -117,6 +118,7 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     else:
         server_socket = socket.socket(fileno=listen_fd)
     store = open_store(settings, REQUEST_TIMEOUT_S)
+    check_root(store, read_secrets(settings))
     views = Views(store, settings)
     writer = LogWriter(store, settings)
     warm_up()

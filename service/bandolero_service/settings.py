@@ -5,9 +5,8 @@ variables for the processes it starts, so there is one way in.
 """
 
 import os
-import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,11 @@ class Settings:
         Holds the embedded store, the lake, the spool and the secret.
     lake
         Directory or URL of an Arrow filesystem; default `<data_dir>/lake`.
-    secret
-        Signs decision ids and pseudonymises units; default: `<data_dir>/secret`, made
-        at first use. Several machines must share one.
+    secret, secret_previous, secret_root
+        See `bandolero_service.secret.Secrets`. Default: `<data_dir>/secret`, made at
+        first use, good for loopback only. Several machines must share them.
+    secret_file, secret_previous_file, secret_root_file
+        Files that hold the secrets, instead.
     shards
         Fixed when a store is first used.
     flush_interval_s
@@ -71,7 +72,12 @@ class Settings:
     store: str = EMBEDDED
     data_dir: Path = Path(".bandolero")
     lake: str = ""
-    secret: str = ""
+    secret: str = field(default="", repr=False)
+    secret_file: str = ""
+    secret_previous: str = field(default="", repr=False)
+    secret_previous_file: str = ""
+    secret_root: str = field(default="", repr=False)
+    secret_root_file: str = ""
     shards: int = 4
     host: str = "127.0.0.1"
     port: int = 8080
@@ -98,12 +104,6 @@ class Settings:
         """Where blocks wait while the store is down."""
         return self.data_dir / "spool"
 
-    def secret_bytes(self) -> bytes:
-        """The secret, made and kept on disk where none is given."""
-        if self.secret:
-            return self.secret.encode()
-        return _kept_secret(self.data_dir / "secret")
-
     def environment(self) -> dict[str, str]:
         """The variables that give these settings to another process."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -122,10 +122,10 @@ def read_settings(
         Naming the variable, its value and the rule.
     """
     values: dict[str, Any] = {}
-    for field in fields(Settings):
-        name = PREFIX + field.name.upper()
+    for one in fields(Settings):
+        name = PREFIX + one.name.upper()
         if name in environment:
-            values[field.name] = _parse(name, environment[name], field.default)
+            values[one.name] = _parse(name, environment[name], one.default)
     values |= {name: value for name, value in given.items() if value is not None}
     settings = replace(Settings(), **values)
     if settings.store != EMBEDDED and not settings.store.startswith(STORE_URLS):
@@ -151,21 +151,3 @@ def _parse(name: str, text: str, default: object) -> object:
         return _READERS[kind](text)
     except ValueError:
         raise SettingsError(f"{name} == {text!r}, must be a {kind}.") from None
-
-
-def _kept_secret(path: Path) -> bytes:
-    """Read the secret at `path`; make it first if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"secret.{os.getpid()}.{secrets.token_hex(4)}")
-    if not path.exists():
-        draft.write_text(secrets.token_hex(32))
-        draft.chmod(0o600)
-        try:
-            os.link(
-                draft, path
-            )  # fails if another process was first: its secret stands
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return path.read_bytes()

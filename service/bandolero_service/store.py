@@ -9,9 +9,12 @@ from typing import Any, NamedTuple, cast
 from bandolero.draws import experiment_key, shard_of
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import keys
+from bandolero_service.audit import Act, Author, Line
 from bandolero_service.connection import FAULTS, REFUSALS, Call, Connection
 
 READ_COUNT = 500
+ACT_TRIES = 50
+ACT_OVERTAKEN = -1
 NO_POSITION = "0-0"
 LAST_SEQUENCE = 2**64 - 1
 
@@ -75,6 +78,8 @@ class ApiKey(NamedTuple):
     secret_hash: str
     created_at_ms: int
     revoked: bool = False
+    expires_at_ms: int | None = None
+    rate: str = ""
 
 
 def name_of(tenant: str, experiment_id: str) -> str:
@@ -96,6 +101,23 @@ class Store:
         with self._down():
             self._redis.hsetnx(keys.LAYOUT, "shards", str(shards))
             self.shards = int(self._redis.hget(keys.LAYOUT, "shards"))
+
+    def keep_root(self, fingerprint: str) -> None:
+        """Fix the root secret at first use, by a hash of it.
+
+        Raises
+        ------
+        RefusedStoreError
+            When the store was first used with another.
+        """
+        with self._down():
+            self._redis.hsetnx(keys.LAYOUT, "root", fingerprint)
+            first = _text(self._redis.hget(keys.LAYOUT, "root"))
+        if first != fingerprint:
+            raise RefusedStoreError(
+                "the secret is not the one that this store was first used with: units and"
+                " API keys would not be known again. Give that one as BANDOLERO_SECRET_ROOT."
+            )
 
     def close(self) -> None:
         """Close the connections."""
@@ -256,7 +278,7 @@ class Store:
         return ExperimentRecord.model_validate_json(data) if data else None
 
     def put_record(
-        self, record: ExperimentRecord, expected: int | None, kind: str
+        self, record: ExperimentRecord, expected: int | None, kind: str, author: Author
     ) -> bool:
         """Write a record if the version is still `expected` (None: not there yet)."""
         shard = self.shard(record.tenant, record.experiment_id)
@@ -264,9 +286,10 @@ class Store:
         name = name_of(record.tenant, record.experiment_id)
         version = "" if expected is None else expected
         where = [keys.records(shard), keys.control(shard), keys.meta(shard)]
-        with self._down():
-            args: list[Any] = [name, version, body, kind, body]
-            return bool(self._run("put", Call(where, args)))
+        thing = f"experiment {record.experiment_id}"
+        act = Act(record.tenant, kind, thing, name, body)
+        more = [version, kind]
+        return self._acted("put", keys.tag(shard), where, act, author, more) == 1
 
     def versions(self, shard: int) -> dict[str, int]:
         """Newest snapshot version by name."""
@@ -288,14 +311,15 @@ class Store:
     # Corrections, refresh
 
     def put_correction(
-        self, tenant: str, experiment_id: str, body: Mapping[str, Any]
+        self, tenant: str, experiment_id: str, body: Mapping[str, Any], author: Author
     ) -> None:
         """Publish the newest correction of an experiment."""
         shard = self.shard(tenant, experiment_id)
         name = name_of(tenant, experiment_id)
         where = [keys.corrections(shard), keys.control(shard), keys.meta(shard)]
-        with self._down():
-            self._run("correct", Call(where, [name, json.dumps(body)]))
+        thing = f"correction of {experiment_id}"
+        act = Act(tenant, "correction", thing, name, json.dumps(body))
+        self._acted("correct", keys.tag(shard), where, act, author)
 
     def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
         """Newest corrections by name."""
@@ -318,11 +342,12 @@ class Store:
 
     # API keys
 
-    def put_api_key(self, key: ApiKey) -> None:
+    def put_api_key(self, key: ApiKey, author: Author) -> None:
         """Write an API key."""
-        with self._down():
-            self._redis.hset(keys.API_KEYS, key.key_id, json.dumps(key._asdict()))
-            self._redis.incr(keys.API_KEYS_GENERATION)
+        kind, body = "revoked" if key.revoked else "created", json.dumps(key._asdict())
+        act = Act(key.tenant, kind, f"key {key.key_id}", key.key_id, body)
+        where = [keys.API_KEYS, keys.API_KEYS_GENERATION]
+        self._acted("put_key", keys.KEYS_TAG, where, act, author)
 
     def api_keys(self) -> list[ApiKey]:
         """All API keys."""
@@ -333,6 +358,60 @@ class Store:
         """A number that moves whenever an API key has changed."""
         with self._down():
             return int(self._redis.get(keys.API_KEYS_GENERATION) or 0)
+
+    # The audit log
+
+    def _acted(
+        self,
+        script: str,
+        hash_tag: str,
+        where: Sequence[str],
+        act: Act,
+        author: Author,
+        more: Sequence[Any] = (),
+    ) -> int:
+        """Do an act on the first hash, and write its audit line, in one step.
+
+        Acts of a tenant on one chain come one after the other: one that was overtaken
+        looks again at what it follows.
+        """
+        heads = keys.audit_heads(hash_tag)
+        everything = [heads, keys.audit(hash_tag, act.tenant), *where]
+        for _ in range(ACT_TRIES):
+            with self._down():
+                head = _text(self._redis.hget(heads, act.tenant) or b"")
+                before = self._redis.hget(where[0], act.field)
+                line = author.line(hash_tag, head, act, before)
+                args = [act.tenant, head, line.text, line.mac, line.head]
+                args += [act.field, act.body, *more]
+                answer = int(self._run(script, Call(everything, args)))
+            if answer != ACT_OVERTAKEN:
+                return answer
+        raise StoreDownError(f"{act.object}: overtaken {ACT_TRIES} times.")
+
+    def audit_heads(self, hash_tag: str) -> dict[str, str]:
+        """The head of each tenant's chain under a hash tag."""
+        found = self._bytes(keys.audit_heads(hash_tag))
+        return {tenant: head.decode() for tenant, head in found.items()}
+
+    def audit_lines(self, hash_tag: str, tenant: str) -> list[Line]:
+        """A tenant's audit lines under a hash tag, in order."""
+        return [
+            Line(entry.fields[b"line"].decode(), entry.fields[b"mac"].decode())
+            for entry in self.read(keys.audit(hash_tag, tenant), NO_POSITION)
+        ]
+
+    def audited(self, hash_tag: str) -> dict[str, dict[str, bytes]]:
+        """What the objects under a hash tag are now, as they are kept, by tenant."""
+        found: dict[str, dict[str, bytes]] = defaultdict(dict)
+        if hash_tag == keys.KEYS_TAG:
+            for key_id, data in self._bytes(keys.API_KEYS).items():
+                found[json.loads(data)["tenant"]][f"key {key_id}"] = data
+        else:
+            for name, data in self._bytes(keys.records_under(hash_tag)).items():
+                tenant, _, experiment_id = name.partition("/")
+                found[tenant][f"experiment {experiment_id}"] = data
+        return found
 
     def _parsed(self, name: str, data: bytes) -> ExperimentRecord:
         """A record from its bytes; the one parsed before where they are the same."""

@@ -25,6 +25,7 @@ from bandolero_service.roles import (
     listen,
     stop_flag,
 )
+from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store, StoreDownError
 
@@ -75,13 +76,12 @@ class Supervisor:
         if not os.isatty(0):  # a terminal that closes ends us
             renew = flag_of(signal.SIGHUP)
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
-        self._settings.secret_bytes()  # made before the roles look for it
+        read_secrets(self._settings)  # made before the roles look for it
         self._socket = listen(self._settings.host, self._settings.port)
         if self._embedded is not None:
             self._embedded.start(COMMAND_ENDS_WITHIN_S)
-        else:
-            _check_given(self._settings)
         try:
+            _check_store(self._settings)
             roles = ["api"] * self._settings.workers + ["learner", "archiver"]
             self._children = [self._started(role) for role in roles]
             host, port = self._socket.getsockname()[:2]
@@ -181,7 +181,7 @@ class Supervisor:
         self._socket.close()
 
 
-def _check_given(settings: Settings) -> None:
+def _check_store(settings: Settings) -> None:
     """Refuse a store that would lose data; one that is not there yet is waited for.
 
     Raises
@@ -192,6 +192,7 @@ def _check_given(settings: Settings) -> None:
     store = Store(settings.store, CHECK_TIMEOUT_S)
     try:
         check_durability(store)
+        check_root(store, read_secrets(settings))
     except StoreDownError as error:
         log.warning("%s; the roles wait for it", error)
     finally:

@@ -26,6 +26,7 @@ from bandolero.snapshot import (
 )
 from bandolero_service import auth
 from bandolero_service.ids import Signer
+from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey, Store, StoreDownError, name_of
 
@@ -84,10 +85,11 @@ class Views:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._secret = settings.secret_bytes()
+        self._secrets = read_secrets(settings)
         self._signers: dict[str, Signer] = {}
         self._generations: dict[int, int] = {}
         self._keys_generation = -1
+        self._next_expiry_ms = auth.NEVER_MS
         self._views: dict[str, View] = {}
         self._by_key: dict[bytes, View] = {}
         self._api_keys: dict[str, ApiKey] = {}
@@ -133,14 +135,15 @@ class Views:
     def signer(self, tenant: str) -> Signer:
         """The tenant's signer of decision ids."""
         if tenant not in self._signers:
-            self._signers[tenant] = Signer(self._secret, tenant)
+            s = self._secrets
+            self._signers[tenant] = Signer(s.current, tenant, s.previous, s.root)
         return self._signers[tenant]
 
     def api_key(self, text: str) -> ApiKey | None:
         """The key a client sent, if it is one and may be used."""
         key_id = auth.key_id_of(text)
         key = self._api_keys.get(key_id) if key_id else None
-        if key is None or not auth.matches(text, key):
+        if key is None or not auth.matches(self._secrets.root, text, key):
             return None
         return key
 
@@ -170,6 +173,7 @@ class Views:
     def _run(self) -> None:
         while not self._stop.wait(self._settings.poll_interval_s):
             try:
+                self._forget_expired()
                 self.refresh()
                 self._warm_missed_sets()
             except StoreDownError as error:
@@ -186,7 +190,14 @@ class Views:
             return
         self._api_keys = {key.key_id: key for key in self._store.api_keys()}
         self.authorised = {}
+        self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
         self._keys_generation = generation
+
+    def _forget_expired(self) -> None:
+        """Check every key anew once one has expired; needs no store."""
+        if time.time_ns() // 1_000_000 >= self._next_expiry_ms:
+            self.authorised = {}
+            self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
 
     def _refresh_shard(self, shard: int) -> None:
         records = self._store.records(shard)

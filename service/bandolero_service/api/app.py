@@ -11,13 +11,14 @@ from starlette.exceptions import HTTPException
 from bandolero import __version__
 from bandolero.lake.catalog import Lake
 from bandolero_service.api.access import Access
-from bandolero_service.api.control import control_routes
+from bandolero_service.api.control import audit_routes, control_routes
 from bandolero_service.api.data_plane import DataPlane
 from bandolero_service.api.metrics import exposition
 from bandolero_service.api.openapi import with_data_plane
 from bandolero_service.api.reports import report_routes
 from bandolero_service.api.trackers import tracker_routes
 from bandolero_service.errors import ApiError, store_down
+from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store, StoreDownError
 from bandolero_service.trackers import Trackers
@@ -39,8 +40,9 @@ def create_app(
         openapi_tags=[{"name": name} for name in TAGS],
     )
     _handle_errors(app)
-    access = Access(views)
+    access = Access(views, read_secrets(settings).root)
     app.include_router(control_routes(store, access))
+    app.include_router(audit_routes(store, access))
     app.include_router(report_routes(store, lake, views, access))
     plane = DataPlane(app, views, writer, settings)
     trackers = Trackers(views, plane.desk)

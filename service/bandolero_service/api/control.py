@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Response
 
 from bandolero.experiment import ExperimentRecord
-from bandolero_service.api.access import Access, admin, report
+from bandolero_service import trail
+from bandolero_service.api.access import Access, Caller, admin, report
 from bandolero_service.experiments import (
     Action,
     VariantAction,
@@ -17,60 +18,68 @@ from bandolero_service.experiments import (
     required_record,
     variant_acted,
 )
-from bandolero_service.store import ApiKey, Store
+from bandolero_service.store import Store
 
 
 def control_routes(store: Store, access: Access) -> APIRouter:
     """Routes over experiments."""
     router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
-    Admin = Annotated[ApiKey, Depends(access.require(admin))]
-    Reader = Annotated[ApiKey, Depends(access.require(report, admin))]
+    Admin = Annotated[Caller, Depends(access.require(admin))]
+    Reader = Annotated[Caller, Depends(access.require(report, admin))]
 
     @router.put("/{experiment_id}", summary="Create or change an experiment")
     def put(
         experiment_id: str,
         body: Annotated[dict[str, Any], Body(description="design: experiment file")],
-        key: Admin,
+        caller: Admin,
         response: Response,
         if_match: Annotated[str | None, Header()] = None,
     ) -> dict[str, Any]:
-        spec = checked_spec(body, key.tenant, experiment_id)
-        old = store.record(key.tenant, experiment_id)
-        record = put_spec(store, key.tenant, spec, if_match)
+        spec = checked_spec(body, caller.tenant, experiment_id)
+        old = store.record(caller.tenant, experiment_id)
+        record = put_spec(store, access.author(caller), caller.tenant, spec, if_match)
         response.status_code = 201 if old is None else 200
         return _shown(record, response)
 
     @router.get("", summary="List experiments")
-    def list_experiments(key: Reader) -> dict[str, Any]:
-        records = sorted(records_of(store, key.tenant), key=lambda r: r.experiment_id)
+    def list_experiments(caller: Reader) -> dict[str, Any]:
+        records = sorted(
+            records_of(store, caller.tenant), key=lambda r: r.experiment_id
+        )
         return {"experiments": [_summary(record) for record in records]}
 
     @router.get("/{experiment_id}", summary="Show an experiment")
-    def show(experiment_id: str, key: Reader, response: Response) -> dict[str, Any]:
-        return _shown(required_record(store, key.tenant, experiment_id), response)
+    def show(experiment_id: str, caller: Reader, response: Response) -> dict[str, Any]:
+        return _shown(required_record(store, caller.tenant, experiment_id), response)
 
     @router.post("/{experiment_id}/variants", status_code=201, summary="Add a variant")
     def add_variant(
         experiment_id: str,
         body: Annotated[dict[str, Any], Body()],
-        key: Admin,
+        caller: Admin,
         response: Response,
     ) -> dict[str, Any]:
         def added(record: ExperimentRecord) -> ExperimentRecord:
             raw = record.spec.model_dump(mode="json")
             raw["variants"].append(body)
-            spec = checked_spec(raw, key.tenant, experiment_id)
+            spec = checked_spec(raw, caller.tenant, experiment_id)
             return record.model_copy(update={"spec": spec})
 
-        record = change(store, key.tenant, experiment_id, "variant", added)
+        author = access.author(caller)
+        record = change(store, author, caller.tenant, experiment_id, "variant", added)
         return _shown(record, response)
 
     @router.post("/{experiment_id}/{action}", summary="Start, pause or stop")
     def act(
-        experiment_id: str, action: Action, key: Admin, response: Response
+        experiment_id: str, action: Action, caller: Admin, response: Response
     ) -> dict[str, Any]:
         record = change(
-            store, key.tenant, experiment_id, action, lambda r: acted(r, action)
+            store,
+            access.author(caller),
+            caller.tenant,
+            experiment_id,
+            action,
+            lambda r: acted(r, action),
         )
         return _shown(record, response)
 
@@ -82,17 +91,36 @@ def control_routes(store: Store, access: Access) -> APIRouter:
         experiment_id: str,
         variant_id: str,
         action: VariantAction,
-        key: Admin,
+        caller: Admin,
         response: Response,
     ) -> dict[str, Any]:
         record = change(
             store,
-            key.tenant,
+            access.author(caller),
+            caller.tenant,
             experiment_id,
             f"variant_{action}",
             lambda old: variant_acted(old, variant_id, action),
         )
         return _shown(record, response)
+
+    return router
+
+
+def audit_routes(store: Store, access: Access) -> APIRouter:
+    """The audit log of a tenant."""
+    router = APIRouter(prefix="/v1", tags=["operations"])
+    Admin = Annotated[Caller, Depends(access.require(admin))]
+
+    @router.get("/audit", summary="Who did what to what, when")
+    def audit(
+        caller: Admin, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> dict[str, Any]:
+        """The newest lines of the audit log, and whether all of it is as it was written."""
+        chains = trail.verified(store, access.root, caller.tenant)
+        found = [fault for chain in chains for fault in chain.faults]
+        newest = trail.lines(store, caller.tenant)[-limit:]
+        return {"lines": newest, "whole": not found, "faults": found}
 
     return router
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 
 from bandolero.lake.catalog import Lake
-from bandolero_service.api.access import Access, admin, report
+from bandolero_service.api.access import Access, Caller, admin, report
 from bandolero_service.errors import ApiError
 from bandolero_service.experiments import required_record
 from bandolero_service.explain import explain
-from bandolero_service.store import ApiKey, Store
+from bandolero_service.store import Store
 from bandolero_service.views import Views
 
 Format = Literal["json", "html", "csv", "parquet"]
@@ -25,7 +25,7 @@ _EPOCH = date(1970, 1, 1)
 def report_routes(store: Store, lake: Lake, views: Views, access: Access) -> APIRouter:
     """Routes over reports and decisions."""
     router = APIRouter(prefix="/v1", tags=["reports"])
-    Reader = Annotated[ApiKey, Depends(access.require(report, admin))]
+    Reader = Annotated[Caller, Depends(access.require(report, admin))]
 
     @router.get(
         "/experiments/{experiment_id}/report",
@@ -34,7 +34,7 @@ def report_routes(store: Store, lake: Lake, views: Views, access: Access) -> API
     )
     def get_report(
         experiment_id: str,
-        key: Reader,
+        caller: Reader,
         format: Format = "json",  # noqa: A002  # the contract's name
         segment: str | None = None,
         from_: Annotated[date | None, Query(alias="from")] = None,
@@ -45,14 +45,14 @@ def report_routes(store: Store, lake: Lake, views: Views, access: Access) -> API
             raise ApiError(422, "no_segments", message, "segment")
         from bandolero_service.reporting import report_of  # not before it is asked for
 
-        record = required_record(store, key.tenant, experiment_id)
+        record = required_record(store, caller.tenant, experiment_id)
         built = report_of(store, record, _day(from_), _day(to))
         return rendered(built, format)
 
     @router.get("/decisions/{decision_id}", summary="Explain a decision")
-    def get_decision(decision_id: str, key: Reader) -> dict[str, Any]:
-        signer = views.signer(key.tenant)
-        return explain(store, lake, signer, key.tenant, decision_id)
+    def get_decision(decision_id: str, caller: Reader) -> dict[str, Any]:
+        signer = views.signer(caller.tenant)
+        return explain(store, lake, signer, caller.tenant, decision_id)
 
     return router
 

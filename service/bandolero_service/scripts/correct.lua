@@ -1,6 +1,9 @@
 -- Publish the newest correction of an experiment, and say so in the log.
--- KEYS: corrections, control, meta.   ARGV: name, correction.
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'name', ARGV[1], 'kind', 'correction', 'body', ARGV[2])
-redis.call('HINCRBY', KEYS[3], 'generation', 1)
+-- KEYS from 3: corrections, control, meta.   ARGV from 6: name, correction.
+-- Returns 1, or -1 when another act came first.
+if overtaken then return -1 end
+redis.call('HSET', KEYS[3], ARGV[6], ARGV[7])
+redis.call('XADD', KEYS[4], '*', 'name', ARGV[6], 'kind', 'correction', 'body', ARGV[7])
+redis.call('HINCRBY', KEYS[5], 'generation', 1)
+audited()
 return 1
