@@ -4,7 +4,8 @@ A block is one Arrow record batch, appended to the log in one entry. Its log id 
 store's, so every row of a block has the same `log_id` and `log_ms` (the id's time).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -66,10 +67,16 @@ def write_block(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> bytes:
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
     batch = pa.record_batch(arrays, schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema, options=_IPC_OPTIONS) as writer:
-        writer.write_batch(batch)
-    return bytes(sink.getvalue())
+    return _to_bytes(batch)
+
+
+def blocks_of_rows(rows: pa.Table, schema: pa.Schema) -> Iterator[tuple[str, bytes]]:
+    """(log id, block) of rows that have been read, by the blocks they came in."""
+    ids = rows["log_id"].to_pylist()
+    starts = [i for i, log_id in enumerate(ids) if i == 0 or log_id != ids[i - 1]]
+    for start, end in pairwise([*starts, len(ids)]):
+        mine = rows.slice(start, end - start).select(schema.names).combine_chunks()
+        yield ids[start], _to_bytes(mine.to_batches()[0])
 
 
 def read_block(data: bytes, log_id: str) -> pa.Table:
@@ -97,3 +104,10 @@ def log_order(log_id: str) -> tuple[int, int]:
     """A log id as a sortable pair."""
     ms, _, seq = log_id.partition("-")
     return int(ms), int(seq or 0)
+
+
+def _to_bytes(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=_IPC_OPTIONS) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())

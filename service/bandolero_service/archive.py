@@ -62,6 +62,7 @@ def archive(store: Store, lake: Lake, shard: int, max_bytes: int) -> int:
     Up to the millisecond before a tick of its own: nothing can be logged before that
     any more.
     """
+    lake.fix_shards(store.shards)
     after_ms = lake.until_ms(f"s{shard}")
     until_ms = log_ms(store.tick(shard)) - 1
     if until_ms <= after_ms:
@@ -77,6 +78,7 @@ def archive(store: Store, lake: Lake, shard: int, max_bytes: int) -> int:
             "snapshots": rows_of("snapshots", map(_snapshot_row, entries["snapshots"])),
             "control": rows_of("control", map(_control_row, entries["control"])),
         },
+        {name: _writers(entries[name]) for name in ("decisions", "events")},
     )
     return until_ms
 
@@ -138,6 +140,15 @@ def _entries(
         for name, some in entries.items()
     }
     return within, until_ms
+
+
+def _writers(entries: Iterable[Entry]) -> dict[str, int]:
+    """The number of the last block of each writer."""
+    return {
+        entry.fields[b"writer"].decode(): int(entry.fields[b"number"])
+        for entry in entries
+        if b"writer" in entry.fields
+    }
 
 
 def _snapshot_row(entry: Entry) -> tuple[Any, ...]:

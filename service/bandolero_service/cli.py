@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bandolero_service import commands
+from bandolero_service import backup, commands
 from bandolero_service.commands import CommandError, Place, UsageError
 from bandolero_service.embedded import EmbeddedStoreError
 from bandolero_service.errors import ApiError
@@ -170,16 +170,32 @@ def refresh(
     commands.refresh(place, tenant, until, dry_run, summary)
 
 
-@app.command(epilog="Example: bandolero replay spring-hero")
+@app.command(
+    epilog="Examples: bandolero replay spring-hero; bandolero replay --restore"
+)
 def replay(
-    experiment_id: str,
+    experiment_id: Annotated[
+        str | None, typer.Argument(help="Which; none with --restore.")
+    ] = None,
+    restore: Annotated[
+        bool,
+        typer.Option("--restore", help="Rebuild a new, empty store from the lake."),
+    ] = False,
     store: StoreOption = None,
     data_dir: DataDirOption = None,
     lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
-    """Fold the lake offline and compare with the served snapshot."""
-    commands.replay(_place(store, data_dir, lake), experiment_id, tenant)
+    """Fold the lake offline and compare with the served snapshot, or restore from it."""
+    place = _place(store, data_dir, lake)
+    if restore and (experiment_id or tenant):
+        raise UsageError("--restore takes every experiment: leave ID and tenant out.")
+    if restore:
+        backup.restore(place)
+    elif experiment_id is None:
+        raise UsageError("ID is missing: say which experiment, or --restore.")
+    else:
+        commands.replay(place, experiment_id, tenant)
 
 
 @ingest_app.command(
@@ -232,6 +248,22 @@ def keys_create(
 def keys_list(store: StoreOption = None, data_dir: DataDirOption = None) -> None:
     """List keys by id; secrets are not kept."""
     commands.list_keys(_place(store, data_dir, None))
+
+
+@keys_app.command("export", epilog="Example: bandolero keys export > keys.jsonl")
+def keys_export(store: StoreOption = None, data_dir: DataDirOption = None) -> None:
+    """Print all keys as JSON lines, each with a hash of its secret, for a back-up."""
+    backup.export_keys(_place(store, data_dir, None))
+
+
+@keys_app.command("import", epilog="Example: bandolero keys import keys.jsonl")
+def keys_import(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Take over keys from a back-up; they open what they opened before."""
+    backup.import_keys(_place(store, data_dir, None), file)
 
 
 @keys_app.command("revoke", epilog="Example: bandolero keys revoke 1f2e3d4c5b6a")

@@ -6,8 +6,8 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,21 +57,23 @@ class Place:
     @contextmanager
     def store(self) -> Iterator[Store]:
         """The store: a running one, or the embedded one started for this command."""
-        settings = self.settings
-        embedded = None
-        if settings.store == EMBEDDED:
-            embedded = EmbeddedStore(settings.data_dir)
-            if not embedded.running():
-                _start_or_join(embedded)
-            settings = replace(settings, store=embedded.url)
-        store = Store(settings.store)
-        try:
-            store.open(settings.shards)
+        with self.url() as url, closing(Store(url)) as store:
+            store.open(self.settings.shards)
             yield store
+
+    @contextmanager
+    def url(self) -> Iterator[str]:
+        """Where the store is reached, started if need be."""
+        if self.settings.store != EMBEDDED:
+            yield self.settings.store
+            return
+        embedded = EmbeddedStore(self.settings.data_dir)
+        if not embedded.running():
+            _start_or_join(embedded)
+        try:
+            yield embedded.url
         finally:
-            store.close()
-            if embedded is not None:
-                embedded.stop()
+            embedded.stop()
 
     def root(self, store: Store) -> bytes:
         """The root secret, if it is the one of this store."""

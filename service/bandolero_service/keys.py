@@ -4,7 +4,9 @@ Keys of a shard share one hash tag, so that scripts over them work on a cluster.
 """
 
 LAYOUT = "bandolero:layout"
-"""Hash: `shards`, and `root`, a hash of the root secret; fixed at first use."""
+"""Hash: `shards`, and `root`, a hash of the root secret, fixed at first use; `RESTORING`
+while it is."""
+RESTORING = "restoring"
 KEYS_TAG = "{keys}"
 """The hash tag of all that is about API keys."""
 API_KEYS = f"{KEYS_TAG}:records"
@@ -24,6 +26,12 @@ REFRESH_LEASE_MS = 3_600_000
 def tag(shard: int) -> str:
     """The hash tag of a shard."""
     return f"{{s{shard}}}"
+
+
+def of_shard(shard: int) -> tuple[str, ...]:
+    """Keys that are there once a shard has been worked on."""
+    named = (decisions, events, control, history, meta, records, snapshots)
+    return tuple(name(shard) for name in named)
 
 
 def decisions(shard: int) -> str:

@@ -101,6 +101,11 @@ class Store:
         with self._down():
             self._redis.hsetnx(keys.LAYOUT, "shards", str(shards))
             self.shards = int(self._redis.hget(keys.LAYOUT, "shards"))
+            if self._redis.hexists(keys.LAYOUT, keys.RESTORING):
+                message = (
+                    "a restore into this store has not ended: empty it, restore again."
+                )
+                raise RefusedStoreError(message)
 
     def keep_root(self, fingerprint: str) -> None:
         """Fix the root secret at first use, by a hash of it.
@@ -432,7 +437,7 @@ def _append_call(writer_id: str, blocks: Sequence[Block]) -> Call:
     shard, stream = blocks[0].shard, blocks[0].stream
     log = {"decisions": keys.decisions, "events": keys.events}[stream](shard)
     where = [log, keys.writer(shard, writer_id, stream)]
-    args: list[Any] = [keys.WRITER_TTL_MS]
+    args: list[Any] = [keys.WRITER_TTL_MS, writer_id]
     for block in blocks:
         counts: list[Any] = []
         for name, by_variant in block.counts.items():

@@ -11,6 +11,7 @@ readers, and a damaged page then reads as wrong data.
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -59,6 +60,8 @@ TABLES = {
     "control": CONTROL_TABLE,
 }
 SCHEMA_VERSION = 1
+LAYOUT = "layout.json"
+_NO_WRITERS: Mapping[str, Mapping[str, int]] = {}
 
 
 class LakeFile(NamedTuple):
@@ -71,6 +74,10 @@ class LakeFile(NamedTuple):
     blake2b: str
 
 
+Writers = Mapping[str, Mapping[str, int]]
+"""By stream and writer, the number of the last block it appended."""
+
+
 class Commit(NamedTuple):
     """What a shard's log says in (after_ms, until_ms], or one ingested file."""
 
@@ -78,6 +85,7 @@ class Commit(NamedTuple):
     after_ms: int
     until_ms: int
     files: tuple[LakeFile, ...]
+    writers: Writers
 
 
 class BadFile(NamedTuple):
@@ -102,8 +110,36 @@ class Lake:
             root.mkdir(parents=True, exist_ok=True)
             self.filesystem, self.root = fs.LocalFileSystem(), str(root)
 
+    def fix_shards(self, shards: int) -> None:
+        """Note the number of shards at first use.
+
+        Raises
+        ------
+        OverlapError
+            When the lake was begun with another number: by another store.
+        """
+        if not self._exists(LAYOUT):
+            body = json.dumps({"shards": shards}).encode()
+            with suppress(FileExistsError):
+                self.write_bytes(LAYOUT, body, anew=True)
+        if (begun := self.shards()) != shards:
+            message = f"the lake was begun with {begun} shards, the store has {shards}."
+            raise OverlapError(message)
+
+    def shards(self) -> int:
+        """The number of shards, as far as the lake knows; 0 for a new one."""
+        if self._exists(LAYOUT):
+            return int(json.loads(self.read_bytes(LAYOUT))["shards"])
+        live = [c.shard for c in self.commits() if not c.shard.startswith("ingest")]
+        return max((int(shard[1:]) + 1 for shard in live), default=0)
+
     def commit(
-        self, shard: str, after_ms: int, until_ms: int, tables: Mapping[str, pa.Table]
+        self,
+        shard: str,
+        after_ms: int,
+        until_ms: int,
+        tables: Mapping[str, pa.Table],
+        writers: Writers = _NO_WRITERS,
     ) -> Commit:
         """Write tables (by name, with `log_ms`) and list them, whole or not at all.
 
@@ -122,7 +158,7 @@ class Lake:
             for name, table in tables.items()
             for day, part in _by_day(table)
         ]
-        commit = Commit(shard, after_ms, until_ms, tuple(files))
+        commit = Commit(shard, after_ms, until_ms, tuple(files), writers)
         body = {
             **commit._asdict(),
             "files": [file._asdict() for file in files],
@@ -174,16 +210,11 @@ class Lake:
         A damaged, missing or foreign file is copied to `quarantine/` with its reason.
         Log times narrow down the files, not the rows.
         """
-        good, bad = [], []
-        for file in self.files(table, from_ms, to_ms):
-            try:
-                good.append(self._read_file(file))
-            except (OSError, ValueError, pa.ArrowException) as error:
-                reason = " ".join(str(error).split())[:300]
-                self._quarantine(file, reason)
-                bad.append(BadFile(file.path, reason))
-        rows = pa.concat_tables(good) if good else TABLES[table].empty_table()
-        return rows.take(_log_order(rows)), bad
+        return self._read_files(table, self.files(table, from_ms, to_ms))
+
+    def read_commit(self, commit: Commit, table: str) -> tuple[pa.Table, list[BadFile]]:
+        """Rows of a table that one commit brought, as `read` gives them."""
+        return self._read_files(table, [f for f in commit.files if f.table == table])
 
     def write_bytes(self, path: str, data: bytes, *, anew: bool = False) -> None:
         """Write a file of the lake so that it is there whole or not at all.
@@ -215,6 +246,20 @@ class Lake:
         self.write_bytes(path, data)
         return LakeFile(table, path, rows.num_rows, len(data), _hash(data))
 
+    def _read_files(
+        self, table: str, files: Iterable[LakeFile]
+    ) -> tuple[pa.Table, list[BadFile]]:
+        good, bad = [], []
+        for file in files:
+            try:
+                good.append(self._read_file(file))
+            except (OSError, ValueError, pa.ArrowException) as error:
+                reason = " ".join(str(error).split())[:300]
+                self._quarantine(file, reason)
+                bad.append(BadFile(file.path, reason))
+        rows = pa.concat_tables(good) if good else TABLES[table].empty_table()
+        return in_log_order(rows), bad
+
     def _read_file(self, file: LakeFile) -> pa.Table:
         data = self.read_bytes(file.path)
         if _hash(data) != file.blake2b:
@@ -238,7 +283,8 @@ class Lake:
     def _read_commit(self, path: str) -> Commit:
         body = json.loads(self.read_bytes(path))
         files = tuple(LakeFile(**file) for file in body["files"])
-        return Commit(body["shard"], body["after_ms"], body["until_ms"], files)
+        writers = body.get("writers", _NO_WRITERS)
+        return Commit(body["shard"], body["after_ms"], body["until_ms"], files, writers)
 
     def _exists(self, path: str) -> bool:
         info = self.filesystem.get_file_info(f"{self.root}/{path}")
@@ -271,14 +317,14 @@ def _by_day(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         yield date.strftime("%Y-%m-%d"), table.filter(pa.array(days == day))
 
 
-def _log_order(table: pa.Table) -> pa.Array:
-    """Indices that sort rows by log id; ties keep their order within a block."""
+def in_log_order(table: pa.Table) -> pa.Table:
+    """Rows sorted by log id; ties keep their order within a block."""
     sequence = pc.cast(
         pc.replace_substring_regex(table["log_id"], pattern=r"^.*-", replacement=""),
         pa.int64(),
     )
     keys = np.lexsort((sequence.to_numpy(), np.asarray(table["log_ms"].to_numpy())))
-    return pa.array(keys)
+    return table.take(pa.array(keys))
 
 
 def _write_durably(path: Path, data: bytes, root: Path, *, anew: bool) -> None:

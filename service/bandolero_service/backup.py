@@ -1,0 +1,75 @@
+"""What the commands of back-up and restore do."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from bandolero_service.commands import CommandError, Place, _say, _steps
+from bandolero_service.store import ApiKey, name_of
+
+_API_KEY = TypeAdapter(ApiKey)
+
+
+def restore(place: Place) -> None:
+    """Rebuild a new store from the lake; fails where the lake has holes."""
+    from bandolero.lake.catalog import Lake
+    from bandolero_service.new_store import NewStore
+    from bandolero_service.restore import restore as run
+
+    lake = Lake(place.settings.lake_url)
+    if not (shards := lake.shards()):
+        raise CommandError(f"lake == {place.settings.lake_url!r}, must hold a lake.")
+    with place.url() as url, closing(NewStore(url)) as store, _steps() as step:
+        store.open(shards)
+        restored, bad_files = run(store, lake, place.author(store), step)
+    for one in restored:
+        _say(_restored_line(one))
+    _say(f"{len(restored)} experiments restored; API keys are not in the lake")
+    if bad_files:
+        told = "; ".join(f"{bad.path}: {bad.reason}" for bad in bad_files)
+        raise CommandError(f"what these held is missing: {told}")
+
+
+def _restored_line(one: Any) -> str:
+    record = one.record
+    shown = one.snapshot_version
+    return (
+        f"{name_of(record.tenant, record.experiment_id):40} {record.status:8} version {record.spec_version},"
+        f" {one.decisions:,} decisions settled, {one.open_decisions:,} open,"
+        f" {'no snapshot' if shown is None else f'snapshot {shown}'}"
+        f"{', corrected' if one.is_corrected else ''}"
+    )
+
+
+def export_keys(place: Place) -> None:
+    """A line of JSON a key, with the hash of its secret."""
+    with place.store() as store:
+        for key in store.api_keys():
+            _say(json.dumps(key._asdict()))
+
+
+def import_keys(place: Place, file: Path) -> None:
+    """Write exported keys; one that is there already stays as it is."""
+    kept = [
+        _read_key(file, number, line)
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if line.strip()
+    ]
+    with place.store() as store:
+        author = place.author(store)
+        known = {key.key_id for key in store.api_keys()}
+        fresh = [key for key in kept if key.key_id not in known]
+        for key in fresh:
+            store.put_api_key(key, author)
+    _say(f"{len(fresh)} keys imported, {len(kept) - len(fresh)} were there already")
+
+
+def _read_key(file: Path, number: int, line: str) -> ApiKey:
+    try:
+        return _API_KEY.validate_json(line)
+    except ValidationError:
+        rule = "must be a key as `bandolero keys export` writes it."
+        raise CommandError(f"{file}, line {number}, {rule}") from None
