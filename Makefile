@@ -62,14 +62,18 @@ types: $(VENV)/.dev  ## check types
 imports: $(VENV)/.dev  ## check who may import whom
 	$(BIN)/lint-imports
 
-# Kernels run as plain Python here, so that their lines are seen; hence the longer time limit.
+# Kernels run as plain Python here, so that their lines are seen; hence the longer time limit,
+# and a process a core.
 coverage: $(VENV)/.dev  ## run the tests with kernels as plain Python, and measure
 	$(BIN)/coverage erase
-	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow" --timeout 300 $(ARGS)
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow" --timeout 300 --numprocesses 2 --dist loadfile $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-wheel-test: $(VENV)/.dev  ## run the tests against the built wheel, with no source beside them
+# What a wheel can lack: a module, a script, a template, an entry point. These tests would miss any of them.
+WHEEL_TESTS := cli demo experiment explain http imports lake learner public_names report_formats snapshot tutorial
+
+wheel-test: $(VENV)/.dev  ## run the walks against the built wheel, with no source beside them
 	@set -eu; \
 	home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
 	env -u PYTHONPATH $(BIN)/python -m hatchling build --target sdist --target wheel --directory "$$home/dist"; \
@@ -80,7 +84,7 @@ wheel-test: $(VENV)/.dev  ## run the tests against the built wheel, with no sour
 	cp -R tests pyproject.toml README.md "$$home/run"; \
 	if [ -d data ]; then cp -R data "$$home/run"; fi; \
 	cd "$$home/run"; \
-	env -u PYTHONPATH "$$home/venv/bin/python" -P -m pytest -p no:cacheprovider -m "not slow" tests $(ARGS)
+	env -u PYTHONPATH "$$home/venv/bin/python" -P -m pytest -p no:cacheprovider -m "not slow" $(WHEEL_TESTS:%=tests/test_%.py) $(ARGS)
 
 bench: $(VENV)/.dev  ## run the benchmarks: each prints machine, versions and medians
 	@set -eu; for script in benchmarks/[!_]*.py; do \
