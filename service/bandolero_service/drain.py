@@ -1,4 +1,4 @@
-"""An API worker's HTTP server, which takes leave without cutting a request."""
+"""An API worker's HTTP server, which waits for no client, and cuts none as it ends."""
 
 import asyncio
 import time
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from socket import socket
 
 import uvicorn
+
+from bandolero_service.guard import LOOK_EVERY_TICKS, close_overdue
 
 LINGER_S = 3.0
 """How long a worker that ends keeps the connections on which nothing comes."""
@@ -28,6 +30,12 @@ class Server(uvicorn.Server):
         """Listen, and say so."""
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close connections whose clients take too long, and whatever uvicorn does."""
+        if counter % LOOK_EVERY_TICKS == 0:
+            close_overdue(self.server_state.connections)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Let the clients go, then close."""

@@ -27,6 +27,10 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 DRAIN_S = 6
 END_WITHIN_S = 20
+ON_EVERY_ANSWER = (
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+)
 _PR_SET_PDEATHSIG = 1
 READY = b"1"
 READY_FD = "BANDOLERO_READY_FD"
@@ -76,13 +80,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def server_config(app: Callable[..., Any]) -> "uvicorn.Config":
-    """How an API worker serves: uvloop, httptools, and headers that say nothing."""
+    """How an API worker serves: uvloop, httptools, headers that say nothing of us."""
     import uvicorn
+
+    from bandolero_service.guard import GuardedProtocol
 
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=GuardedProtocol,
+        headers=list(ON_EVERY_ANSWER),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -16,6 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bandolero_service.api.request_ids import REQUEST_ID, Traced, given_id, new_id
+from bandolero_service.api.seals import Sealed
 from bandolero_service.decide import Decider, DecideRequest
 from bandolero_service.errors import ApiError, field_named_in, store_down
 from bandolero_service.events import EventBatch, EventDesk
@@ -62,7 +63,7 @@ class DataPlane:
         self.desk = EventDesk(views, settings)
         self.latency_us = [0] * (len(LATENCY_BOUNDS_US) + 1)
         self.latency_sum_us = 0
-        self._app = Traced(app)
+        self._app = Traced(Sealed(app))
         self._views = views
         self._writer = writer
         self._max_body_bytes = settings.max_body_bytes
