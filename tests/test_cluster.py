@@ -8,7 +8,6 @@ from bandolero_service import keys
 from cluster import Cluster, Node
 from service_helpers import (
     SLOWER,
-    cli,
     click,
     experiment,
     linux,
@@ -35,7 +34,7 @@ def test_the_whole_job_runs_on_a_cluster(cluster: Cluster) -> None:
     """Decide, click, learn, report, archive and refresh, on every node of three."""
     url = cluster.nodes[2].url
     with running_server("--store", url) as server:
-        made = cli("keys", "create", "--tenant", "acme", "--store", url)
+        made = server.cli("keys", "create", "--tenant", "acme", "--store", url)
         server.use_key(made.stdout.strip())
         assert server.call("GET", "/readyz").body["appendfsync"] == "always"
         n_clicks = {}

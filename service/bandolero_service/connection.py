@@ -111,6 +111,10 @@ class Connection:
                 self._look_again(server)
         return failures
 
+    def server_of(self, key: str) -> str:
+        """Name of the server that holds a key; empty where there is one only."""
+        return self._server_of(key).name
+
     def durability(self) -> dict[str, str]:
         """The weakest that any server promises, of those that answer."""
         promised: dict[str, str] = {}

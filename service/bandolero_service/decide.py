@@ -101,7 +101,7 @@ class Decider:
         self, view: View, drawn: Drawn, eligible: tuple[int, ...] | None
     ) -> Outcome:
         """The outcome of a draw; remembered where it is from the snapshot's own set."""
-        serving = "stale" if self._views.stale else "live"
+        serving = "stale" if view.shard in self._views.stale_shards else "live"
         if view.snapshot.version == 0:
             serving = "cold"
         if eligible is not None or drawn.probabilities is not None:

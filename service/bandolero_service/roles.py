@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 1.0
+OPEN_AGAIN_S = 1.0
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 DRAIN_S = 6
@@ -56,17 +57,58 @@ def die_with_parent() -> None:
 
 def open_store(settings: Settings, timeout_s: float) -> Store:
     """Connect, waiting until the store answers; refuse one that would lose data."""
+    store = _store_of(settings, timeout_s)
+    while not _answers(lambda: _open(store, settings)):
+        time.sleep(OPEN_AGAIN_S)
+    return store
+
+
+def reach_store(settings: Settings, timeout_s: float) -> Store:
+    """Connect without waiting: a store that is down is opened once it answers.
+
+    One that turns out not to be ours, or to lose data, then ends this process.
+    """
+    store, secrets = _store_of(settings, timeout_s), read_secrets(settings)
+
+    def opens() -> None:
+        _open(store, settings)
+        check_root(store, secrets)
+
+    if not _answers(opens):
+        threading.Thread(target=_open_later, args=(opens,), daemon=True).start()
+    return store
+
+
+def _store_of(settings: Settings, timeout_s: float) -> Store:
+    """The store of a single role."""
     if settings.store == EMBEDDED:
         raise RefusedStoreError("a single role needs --store with a URL.")
-    store = Store(settings.store, timeout_s)
-    while True:
-        try:
-            store.open(settings.shards)
-            check_durability(store)
-            return store
-        except StoreDownError as error:
-            log.warning("%s; trying again", error)
-            time.sleep(1.0)
+    return Store(settings.store, timeout_s)
+
+
+def _open(store: Store, settings: Settings) -> None:
+    store.open(settings.shards)
+    check_durability(store)
+
+
+def _answers(act: Callable[[], None]) -> bool:
+    """Whether the store is there, and an act on it done."""
+    try:
+        act()
+        return True
+    except StoreDownError as error:
+        log.warning("%s; trying again", error)
+        return False
+
+
+def _open_later(opens: Callable[[], None]) -> None:
+    try:
+        while not _answers(opens):
+            time.sleep(OPEN_AGAIN_S)
+        log.info("the store is there")
+    except RefusedStoreError as error:
+        log.error("%s", error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -124,8 +166,7 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
         server_socket = listen(settings.host, settings.port)
     else:
         server_socket = socket.socket(fileno=listen_fd)
-    store = open_store(settings, REQUEST_TIMEOUT_S)
-    check_root(store, read_secrets(settings))
+    store = reach_store(settings, REQUEST_TIMEOUT_S)
     views = Views(store, settings)
     writer = LogWriter(store, settings)
     warm_up()

@@ -104,6 +104,11 @@ class Settings:
         """Where blocks wait while the store is down."""
         return self.data_dir / "spool"
 
+    @property
+    def cache_dir(self) -> Path:
+        """Where what was last seen of the store is kept."""
+        return self.data_dir / "cache"
+
     def environment(self) -> dict[str, str]:
         """The variables that give these settings to another process."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -124,6 +124,10 @@ class Store:
                 " API keys would not be known again. Give that one as BANDOLERO_SECRET_ROOT."
             )
 
+    def assume(self, shards: int) -> None:
+        """Go by a number of shards known from before, until the store can be opened."""
+        self.shards = shards
+
     def close(self) -> None:
         """Close the connections."""
         self._connection.close()
@@ -148,6 +152,11 @@ class Store:
     def shard(self, tenant: str, experiment_id: str) -> int:
         """The shard an experiment lives on."""
         return shard_of(experiment_key(tenant, experiment_id), self.shards)
+
+    def server_of(self, shard: int) -> str:
+        """Name of the server a shard lives on; its shards can fail together."""
+        with self._down():
+            return self._connection.server_of(keys.tag(shard))
 
     def durability(self) -> dict[str, str]:
         """What the store promises: `appendfsync` and `maxmemory-policy`."""

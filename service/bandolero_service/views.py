@@ -7,9 +7,10 @@ the worker builds one from the prior and says `cold`.
 
 import json
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,13 @@ from bandolero.snapshot import (
     snapshot_from_bytes,
 )
 from bandolero_service import auth
+from bandolero_service.cache import (
+    SHARED,
+    SNAPSHOT_RESTS_S,
+    SeenCache,
+    pack_experiment,
+    pack_shared,
+)
 from bandolero_service.ids import Signer
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
@@ -96,22 +104,49 @@ class Views:
         self.authorised: dict[tuple[bytes, str], ApiKey] = {}
         """Keys by (header, scope) that were checked; a new one for every change, so who
         remembers a check must take the dictionary before it checks."""
-        self.stale = True
-        """Whether the store has not been seen for too long."""
+        self.stale_shards: frozenset[int] = frozenset()
+        """Shards not seen for too long, or not since this worker began."""
         self._missing: list[float] = []
-        self._seen_at = 0.0
+        self._seen_at: dict[int, float] = {}
+        self._recalled_at = 0.0
+        self._cache = SeenCache(settings.cache_dir, settings.store)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="views", daemon=True)
 
     def start(self) -> None:
-        """Load everything once, then keep it fresh."""
-        self.refresh()
+        """Load everything once, then keep it fresh.
+
+        What the store does not tell now is taken as it was seen last.
+        """
+        try:
+            self.refresh()
+        except StoreDownError as error:
+            log.warning("%s; going on with what was seen last", error)
+            self._recall()
         self._thread.start()
 
     def stop(self) -> None:
         """Stop watching."""
         self._stop.set()
         self._thread.join()
+        self._cache.close()
+
+    @property
+    def stale(self) -> bool:
+        """Whether anything that is served is stale."""
+        return bool(self.stale_shards) or self.is_blank
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing is known: no store was seen, now or before."""
+        return self._store.shards == 0
+
+    @property
+    def age_s(self) -> float:
+        """How long ago the oldest of what is served was known to be true, in seconds."""
+        shards = range(self._store.shards)
+        seen = (self._seen_at.get(shard, self._recalled_at) for shard in shards)
+        return time.monotonic() - min(seen, default=self._recalled_at)
 
     def view(self, tenant: str, experiment_id: str) -> View | None:
         """The view of a tenant's experiment."""
@@ -160,15 +195,74 @@ class Views:
         return key
 
     def refresh(self) -> None:
-        """Take over what has changed in the store."""
+        """Take over what has changed in the store.
+
+        Raises
+        ------
+        StoreDownError
+            When part of it does not answer; the rest is fresh then.
+        """
+        failure = None
+        if self.is_blank:
+            raise StoreDownError("the store has not been seen yet.")
+        down: set[str] = set()
         for shard in range(self._store.shards):
-            generation = self._store.generation(shard)
-            if generation != self._generations.get(shard):
-                self._refresh_shard(shard)
-                self._generations[shard] = generation
-        self._refresh_keys()
-        self._seen_at = time.monotonic()
-        self.stale = False
+            try:
+                if (server := self._store.server_of(shard)) not in down:
+                    down.add(server)
+                    self._refresh_if_moved(shard)
+                    down.remove(server)
+            except StoreDownError as error:
+                failure = error
+            self._judge_shards()
+        try:
+            self._refresh_keys()
+        except StoreDownError as error:
+            failure = error
+        if failure is not None:
+            raise failure
+        self._cache.stamp()
+
+    def _refresh_if_moved(self, shard: int) -> None:
+        generation = self._store.generation(shard)
+        if generation != self._generations.get(shard):
+            self._refresh_shard(shard)
+            self._generations[shard] = generation
+        self._seen_at[shard] = time.monotonic()
+
+    def _judge_shards(self) -> None:
+        oldest = time.monotonic() - STALE_AFTER_S
+        self.stale_shards = frozenset(
+            shard
+            for shard in range(self._store.shards)
+            if self._seen_at.get(shard, -math.inf) < oldest
+        )
+
+    def _recall(self) -> None:
+        """Take what the store did not tell from the cache."""
+        shared = self._cache.shared()
+        if shared is None:
+            return
+        self._recalled_at = time.monotonic() - (time.time() - shared.seen_at)
+        if self.is_blank:
+            self._store.assume(shared.shards)
+        if self._keys_generation < 0:
+            self._take_keys(shared.api_keys)
+        views = dict(self._views)
+        for record, snapshot in self._cache.experiments():
+            name = name_of(record.tenant, record.experiment_id)
+            shard = self._store.shard(record.tenant, record.experiment_id)
+            if shard in self._seen_at:
+                continue
+            signer = self.signer(record.tenant)
+            try:
+                views[name] = View(
+                    record, snapshot or cold_snapshot(record), shard, signer
+                )
+            except Exception:  # one experiment's fault must not stop the others
+                log.exception("%s: no view can be made of what was seen last", name)
+        self._show(views)
+        self._judge_shards()
 
     def _run(self) -> None:
         while not self._stop.wait(self._settings.poll_interval_s):
@@ -177,21 +271,36 @@ class Views:
                 self.refresh()
                 self._warm_missed_sets()
             except StoreDownError as error:
-                self.stale = time.monotonic() - self._seen_at > STALE_AFTER_S
                 log.debug("%s", error)
             except (
                 Exception
             ):  # the thread must outlive any fault: serving depends on it
                 log.exception("views could not be refreshed")
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write what has changed to the cache, some of it at a time."""
+        if not self.is_blank:
+            self._cache.write(list(self._views), self._content)
+
+    def _content(self, name: str) -> bytes | None:
+        if name == SHARED:
+            return pack_shared(self._store.shards, self._api_keys.values())
+        view = self._views.get(name)
+        return None if view is None else pack_experiment(view.record, view.snapshot)
+
+    def _take_keys(self, api_keys: Iterable[ApiKey]) -> None:
+        self._api_keys = {key.key_id: key for key in api_keys}
+        self.authorised = {}
+        self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
 
     def _refresh_keys(self) -> None:
         generation = self._store.api_keys_generation()
         if generation == self._keys_generation:
             return
-        self._api_keys = {key.key_id: key for key in self._store.api_keys()}
-        self.authorised = {}
-        self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
+        self._take_keys(self._store.api_keys())
         self._keys_generation = generation
+        self._cache.changed(SHARED)
 
     def _forget_expired(self) -> None:
         """Check every key anew once one has expired; needs no store."""
@@ -208,15 +317,27 @@ class Views:
             if self._version(name) != version and name in records
         ]
         fresh = self._store.snapshots(shard, moved)
-        views = dict(self._views)
+        old = self._views
+        views = {n: v for n, v in old.items() if v.shard != shard or n in records}
+        for name in old.keys() - views.keys():
+            self._cache.changed(name)
         for name, record in records.items():
             try:
                 view = self._updated(views.get(name), record, fresh.get(name), shard)
             except Exception:  # one experiment's fault must not stop the others
                 log.exception("%s: no view can be made, the last one stays", name)
                 continue
-            if view is not None:
+            if view is not None and view is not views.get(name):
+                self._note(name, views.get(name), view)
                 views[name] = view
+        self._show(views)
+
+    def _note(self, name: str, old: View | None, new: View) -> None:
+        """Have a changed view kept: its record at once, its snapshot before long."""
+        same = old is not None and old.record == new.record
+        self._cache.changed(name, SNAPSHOT_RESTS_S if same else 0.0)
+
+    def _show(self, views: dict[str, View]) -> None:
         self._views = views
         self._by_key = {view.snapshot.key: view for view in views.values()}
 

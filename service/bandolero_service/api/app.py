@@ -66,7 +66,7 @@ def _health_routes(app: FastAPI, store: Store, views: Views, writer: LogWriter) 
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["operations"])
-    def readyz() -> dict[str, Any]:
+    def readyz(response: Response) -> dict[str, Any]:
         """Whether the worker can decide, and how fresh what it knows is."""
         durability: dict[str, str] = {}
         down = views.stale or writer.store_down
@@ -75,9 +75,11 @@ def _health_routes(app: FastAPI, store: Store, views: Views, writer: LogWriter) 
                 durability = store.durability()
             except StoreDownError:
                 down = True
+        response.status_code = 503 if views.is_blank else 200
         return {
-            "status": "ready",
+            "status": "not_ready" if views.is_blank else "ready",
             "serving": "stale" if views.stale else "live",
+            "view_age_s": round(views.age_s, 1),
             "store": "down" if down else "up",
             "spool_bytes": writer.spool_bytes,
             "experiments": len(views.views()),
