@@ -43,6 +43,11 @@ def settled(server: Running, name: str) -> dict[str, tuple[int, int]]:
         SETTLES_WITHIN_S,
         "everything settles",
     )
+    return refreshed(server, name)
+
+
+def refreshed(server: Running, name: str) -> dict[str, tuple[int, int]]:
+    """Trials and rewards by variant, once what is logged by now is in the lake."""
     archived(server)
     done = server.cli("refresh")
     assert done.returncode == 0, done.stderr
