@@ -22,8 +22,11 @@ from redis.retry import Retry
 SCRIPTS = ("append", "clock", "lease", "release", "commit")
 ACTS = ("put", "correct", "put_key")
 """Scripts of acts, which are audited: `audit.lua` goes before each."""
-FAULTS = (redis.RedisError, RedisClusterException, OSError)
-"""What the client raises."""
+_NONSENSE = (ValueError, TypeError, AttributeError, LookupError)
+FAULTS = (redis.RedisError, RedisClusterException, OSError, *_NONSENSE)
+"""What the client raises; the last where an answer is not of the kind it must be."""
+DENIALS = (redis.AuthenticationError, redis.exceptions.NoPermissionError)
+"""Those of them that say that we may not."""
 REFUSALS = redis.ResponseError
 """Those of them that a server answered."""
 _WEAKEST_FIRST = {
@@ -199,7 +202,14 @@ def _pipelined(
                 answers[i] = _evaluated(server, script, calls[i])
     except FAULTS as error:
         return [error] * len(calls)
-    return [one if isinstance(one, Exception) else None for one in answers]
+    return [_failure(answer) for answer in answers]
+
+
+def _failure(answer: Any) -> Exception | None:
+    """Why a call cannot be relied on, whose script answers with a number."""
+    if isinstance(answer, Exception | int):
+        return answer if isinstance(answer, Exception) else None
+    return redis.InvalidResponse(f"{answer!r} is no answer to a script of ours.")
 
 
 def _weaker(name: str, one: str, other: str) -> str:

@@ -10,7 +10,13 @@ from bandolero.draws import experiment_key, shard_of
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import keys
 from bandolero_service.audit import Act, Author, Line
-from bandolero_service.connection import FAULTS, REFUSALS, Call, Connection
+from bandolero_service.connection import (
+    DENIALS,
+    FAULTS,
+    REFUSALS,
+    Call,
+    Connection,
+)
 
 READ_COUNT = 500
 ACT_TRIES = 50
@@ -25,6 +31,10 @@ class StoreDownError(RuntimeError):
 
 class RefusedStoreError(RuntimeError):
     """The store is set up in a way that would lose data."""
+
+
+class StoreDeniedError(StoreDownError):
+    """The store does not let us in."""
 
 
 class ShardsDownError(StoreDownError):
@@ -137,6 +147,10 @@ class Store:
         """Turn the client's errors into ours."""
         try:
             yield
+        except DENIALS as error:
+            raise StoreDeniedError(
+                f"the store wants another user or password: {error}"
+            ) from error
         except REFUSALS as error:
             if str(error).startswith(("FENCED", "POSITION")):
                 raise FencedError(str(error)) from None

@@ -27,7 +27,12 @@ from bandolero_service.roles import (
 )
 from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings
-from bandolero_service.store import Store, StoreDownError
+from bandolero_service.store import (
+    RefusedStoreError,
+    Store,
+    StoreDeniedError,
+    StoreDownError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +198,8 @@ def _check_store(settings: Settings) -> None:
     try:
         check_durability(store)
         check_root(store, read_secrets(settings))
+    except StoreDeniedError as error:
+        raise RefusedStoreError(f"--store: {error}") from None
     except StoreDownError as error:
         log.warning("%s; the roles wait for it", error)
     finally:

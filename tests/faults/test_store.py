@@ -67,7 +67,10 @@ def test_whatever_the_store_answers_decisions_go_on() -> None:
 
 def test_a_wrong_password_is_refused_at_once() -> None:
     """`serve` with a wrong password ends with exit code 1 and says what is wrong."""
-    with short_folder() as folder, own_store(folder, "--requirepass", "right") as url:
+    with short_folder() as folder, own_store(folder) as url:
+        store = Store(url)
+        store._redis.config_set("requirepass", "right")
+        store.close()
         for given in ("", "default:wrong@"):
             wrong = url.replace("redis://", f"redis://{given}")
             data = str(folder / "d")
