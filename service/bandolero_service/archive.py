@@ -20,6 +20,7 @@ from bandolero.settle import GRACE_MS
 from bandolero.snapshot import Snapshot, snapshot_from_bytes
 from bandolero_service import keys
 from bandolero_service.learner import HEARTBEAT_S
+from bandolero_service.metrics import ARCHIVE_ERRORS, count
 from bandolero_service.settings import Settings
 from bandolero_service.store import (
     LAST_SEQUENCE,
@@ -111,12 +112,16 @@ def _archive_shard(
             archived_ms = archive(store, lake, shard, settings.archive_bytes)
             if archived_ms - before_ms < 1000:
                 break
+        store.note(keys.meta(shard), keys.ARCHIVED_MS, archived_ms)
         trim(store, shard, archived_ms, settings.retain_s)
     except StoreDownError as error:
+        count(ARCHIVE_ERRORS, "store")
         log.warning("shard %d: %s", shard, error)
     except OverlapError as error:
+        count(ARCHIVE_ERRORS, "overlap")
         log.warning("shard %d: %s", shard, error)
     except OSError as error:
+        count(ARCHIVE_ERRORS, "lake")
         log.error("shard %d: the lake refuses: %s", shard, error)
 
 

@@ -62,6 +62,12 @@ def serve(
     role: Annotated[
         str | None, typer.Option(help="Only one of: api, learner, archiver.")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Serve /metrics of a learner or archiver here."
+        ),
+    ] = None,
     listen_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run API workers, learner and archiver, with the embedded store or a given one."""
@@ -73,6 +79,9 @@ def serve(
         host=host,
         workers=workers,
     )
+    if metrics_port is not None and role not in ("learner", "archiver"):
+        rule = "must come with --role learner or archiver; API workers have a /metrics."
+        raise typer.BadParameter(f"{metrics_port}, {rule}", param_hint="--metrics-port")
     if role in (None, "api"):
         check_exposure(settings)
     if role is not None:
@@ -84,7 +93,7 @@ def serve(
             die_with_parent()
             if os.getppid() != int(parent):
                 return
-        run_role(role, settings, listen_fd)
+        run_role(role, settings, listen_fd, metrics_port)
         return
     from bandolero_service.logs import log_to_stderr
     from bandolero_service.supervisor import Supervisor

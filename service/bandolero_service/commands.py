@@ -20,7 +20,7 @@ from bandolero.experiment import (
     InvalidExperimentError,
     load_experiment,
 )
-from bandolero_service import auth, trail
+from bandolero_service import auth, keys, trail
 from bandolero_service.audit import Author
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
 from bandolero_service.errors import ApiError, invalid_experiment
@@ -191,6 +191,7 @@ def refresh(
                 store.put_correction(
                     correction.tenant_id, correction.experiment_id, body, author
                 )
+            store.note(keys.LAYOUT, keys.REFRESHED_MS, time.time_ns() // 1_000_000)
     told = _refresh_summary(found, dry_run, time.monotonic() - began)
     if summary is not None:
         summary.write_text(json.dumps(told, indent=2))

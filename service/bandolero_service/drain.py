@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from socket import socket
+from types import FrameType
 
 import uvicorn
 
@@ -20,21 +21,48 @@ class Server(uvicorn.Server):
     A kept connection that is merely closed may cut a request that is on its way. So the
     worker takes no new connections, says `Connection: close` with the next answer on each
     that it has, and closes only those on which nothing came for `LINGER_S`.
+
+    Parameters
+    ----------
+    ready, leaving
+        Called when it listens, and when it is told to end.
+    delay_s
+        For so long after that it goes on as before, so that balancers look elsewhere; a
+        second signal ends it at once.
     """
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], None],
+        leaving: Callable[[], None] = lambda: None,
+        delay_s: float = 0.0,
+    ) -> None:
         super().__init__(config)
         self._ready = ready
+        self._leaving = leaving
+        self._delay_s = delay_s
+        self._leave_at: float | None = None
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
         self._ready()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note when to end; at a second signal end at once."""
+        self._leaving()
+        if self._leave_at is None and self._delay_s > 0.0:
+            self._leave_at = time.monotonic() + self._delay_s
+        else:
+            super().handle_exit(sig, frame)
+
     async def on_tick(self, counter: int) -> bool:
-        """Close connections whose clients take too long, and whatever uvicorn does."""
+        """Close connections whose clients take too long; end when it is time to."""
         if counter % LOOK_EVERY_TICKS == 0:
             close_overdue(self.server_state.connections)
+        if self._leave_at is not None and time.monotonic() >= self._leave_at:
+            self.should_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:

@@ -5,8 +5,11 @@ Keys of a shard share one hash tag, so that scripts over them work on a cluster.
 
 LAYOUT = "bandolero:layout"
 """Hash: `shards`, and `root`, a hash of the root secret, fixed at first use; `RESTORING`
-while it is."""
+while it is; `REFRESHED_MS`, when the nightly job last published."""
 RESTORING = "restoring"
+REFRESHED_MS = "refreshed_ms"
+ARCHIVED_MS = "archived_ms"
+"""Field of `meta`: how far the lake is, for information; its own manifest counts."""
 KEYS_TAG = "{keys}"
 """The hash tag of all that is about API keys."""
 API_KEYS = f"{KEYS_TAG}:records"
@@ -55,7 +58,7 @@ def history(shard: int) -> str:
 
 
 def meta(shard: int) -> str:
-    """Hash: `fence`, `cursors` (JSON) of the learner; `generation` of what is served."""
+    """Hash: the learner's `fence` and `cursors`, `generation`, and for information `archived_ms`."""
     return f"{tag(shard)}:meta"
 
 

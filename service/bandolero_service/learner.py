@@ -41,6 +41,14 @@ from bandolero_service.folding import (
     state_from_bytes,
     state_to_bytes,
 )
+from bandolero_service.metrics import (
+    COMMITS,
+    EVENTS_LATE,
+    FENCED,
+    FOLD_FAILURES,
+    SNAPSHOT_FAILURES,
+    count,
+)
 from bandolero_service.settings import Settings
 from bandolero_service.store import (
     NO_POSITION,
@@ -174,6 +182,7 @@ class ShardLearner:
                         name, record, fold or init_fold(record.spec), mine
                     )
                 except Exception:  # one experiment's fault must not stop the others
+                    count(FOLD_FAILURES)
                     rows_lost = f"{mine.num_rows} decisions are not learned"
                     log.exception("%s cannot be folded, %s", name, rows_lost)
                 done.append(mine["decision_id"])
@@ -205,6 +214,7 @@ class ShardLearner:
         longest = max(self._windows) + GRACE_MS + LOST_AFTER_MS
         oldest = log_ms(self._read_to) - longest
         lost = pc.less(self._held["decided_at_ms"], oldest)
+        count(EVENTS_LATE, n=pc.sum(pc.and_not(lost, settled)).as_py() or 0)
         self._held = self._held.filter(pc.invert(pc.or_(settled, lost)))
 
     def _due_snapshots(self, folds: dict[str, Fold]) -> dict[str, Snapshot]:
@@ -226,6 +236,7 @@ class ShardLearner:
             except StoreDownError:
                 raise
             except Exception:  # one experiment's fault must not stop the others
+                count(SNAPSHOT_FAILURES)
                 log.exception("%s: no snapshot can be built, the last one stays", name)
                 wait = time.monotonic() + REPUBLISH_S
                 self._looked[name] = (record.spec_version, wait)
@@ -320,6 +331,7 @@ class ShardLearner:
             {name: self._changed_epochs(name, fold) for name, fold in changed.items()},
         )
         self._store.commit(self._shard, self._fence, self._committed, commit)
+        count(COMMITS)
         self._committed = cursors
         self._committed_at = time.monotonic()
         self._folds |= changed
@@ -360,7 +372,8 @@ class ShardLearner:
         if oldest is not None:
             events = before(f"{oldest[0]}-{oldest[1]}")
         decisions = {str(window): at for window, at in self._windows.items()}
-        return json.dumps({"events": events, "decisions": decisions})
+        read = self._read_to  # only told, for the lag
+        return json.dumps({"events": events, "decisions": decisions, "read": read})
 
 
 def run_learner(store: Store, settings: Settings, stop: Flag) -> None:
@@ -376,6 +389,7 @@ def run_learner(store: Store, settings: Settings, stop: Flag) -> None:
                 log.warning("shard %d: %s", shard, error)
             except FencedError as error:
                 learners.pop(shard, None)
+                count(FENCED)
                 log.warning("shard %d is another learner's now: %s", shard, error)
     for shard in learners:
         with suppress(StoreDownError):  # then it ends by itself

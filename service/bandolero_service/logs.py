@@ -9,6 +9,7 @@ import sys
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from bandolero_service.settings import LOG_FORMATS
@@ -52,6 +53,7 @@ def _json(role: str) -> logging.Formatter:
         rename_fields={"levelname": "level", "process": "pid", "name": "logger"},
         static_fields={"role": role},
         timestamp="time",
+        reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's, for terminals
     )
 
 

@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bandolero_service.logs import log_to_stderr
@@ -19,6 +20,9 @@ from bandolero_service.store import RefusedStoreError, Store, StoreDownError
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from bandolero_service.metric_files import MetricFiles
+    from bandolero_service.metrics import Figures
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +42,18 @@ READY_FD = "BANDOLERO_READY_FD"
 """Names the descriptor on which a worker tells its supervisor that it serves."""
 
 
-def run_role(role: str, settings: Settings, listen_fd: int | None = None) -> None:
+def run_role(
+    role: str,
+    settings: Settings,
+    listen_fd: int | None = None,
+    metrics_port: int | None = None,
+) -> None:
     """Run one role until SIGTERM."""
     log_to_stderr(role, settings.log_format)
     roles: dict[str, Callable[[], None]] = {
         "api": lambda: _run_api(settings, listen_fd),
-        "learner": lambda: _run_learner(settings),
-        "archiver": lambda: _run_archiver(settings),
+        "learner": lambda: _run_learner(settings, metrics_port),
+        "archiver": lambda: _run_archiver(settings, metrics_port),
     }
     roles[role]()
 
@@ -158,7 +167,11 @@ def check_durability(store: Store) -> None:
 def _run_api(settings: Settings, listen_fd: int | None) -> None:
     from bandolero.lake.catalog import Lake
     from bandolero_service.api.app import create_app
+    from bandolero_service.api.health import Health
+    from bandolero_service.api.metrics import worker_figures
     from bandolero_service.drain import Server
+    from bandolero_service.store_watch import StoreWatch
+    from bandolero_service.survey import SurveyedStore
     from bandolero_service.views import Views, warm_up
     from bandolero_service.writer import LogWriter
 
@@ -171,8 +184,13 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     writer = LogWriter(store, settings)
     warm_up()
     views.start()
-    app = create_app(store, Lake(settings.lake_url), views, writer, settings)
-    server = Server(server_config(app), _tell_ready)
+    watch = StoreWatch(SurveyedStore(settings.store, REQUEST_TIMEOUT_S))
+    watch.start()
+    health = Health(views, writer, watch, settings.spool_dir)
+    files = _metric_files(settings, "api", lambda: worker_figures(app, health))
+    app = create_app(store, Lake(settings.lake_url), health, files.tell, settings)
+    config, delay_s = server_config(app), settings.drain_delay_s
+    server = Server(config, _tell_ready, health.leave, delay_s)
 
     def leave(*_: object) -> None:
         server.should_exit = True
@@ -181,11 +199,14 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     writer.start()
+    files.start()
     gc.collect()
     gc.freeze()
     server.run(sockets=[server_socket])
     _end_soon()
     writer.stop()
+    files.stop()
+    watch.stop()
     views.stop()
     store.close()
 
@@ -197,19 +218,21 @@ def _tell_ready() -> None:
         os.close(int(descriptor))
 
 
-def _run_learner(settings: Settings) -> None:
+def _run_learner(settings: Settings, metrics_port: int | None) -> None:
     from bandolero_service.learner import run_learner
 
     store = open_store(settings, 5.0)
-    run_learner(store, settings, _told_to_end())
+    with _told(settings, "learner", metrics_port):
+        run_learner(store, settings, _told_to_end())
 
 
-def _run_archiver(settings: Settings) -> None:
+def _run_archiver(settings: Settings, metrics_port: int | None) -> None:
     from bandolero.lake.catalog import Lake
     from bandolero_service.archive import run_archiver
 
     store = open_store(settings, 5.0)
-    run_archiver(store, Lake(settings.lake_url), settings, _told_to_end())
+    with _told(settings, "archiver", metrics_port):
+        run_archiver(store, Lake(settings.lake_url), settings, _told_to_end())
 
 
 def _told_to_end() -> threading.Event:
@@ -232,6 +255,27 @@ def _end_soon() -> None:
     that hangs on its way out.
     """
     signal.alarm(END_WITHIN_S)
+
+
+def _metric_files(
+    settings: Settings, role: str, read: "Callable[[], Figures]"
+) -> "MetricFiles":
+    from bandolero_service.metric_files import MetricFiles
+
+    return MetricFiles(settings.data_dir / "metrics", role, read)
+
+
+@contextmanager
+def _told(settings: Settings, role: str, port: int | None) -> Iterator[None]:
+    """Share what a role without HTTP counts, and serve it where a port is given."""
+    from bandolero_service.metrics import counted, serve_metrics
+
+    files = _metric_files(settings, role, counted)
+    files.start()
+    if port is not None:
+        serve_metrics(settings.host, port, files.machine)
+    yield
+    files.stop()
 
 
 def stop_flag() -> threading.Event:

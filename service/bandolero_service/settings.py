@@ -64,6 +64,8 @@ class Settings:
         Events of older decisions are rejected as expired.
     spool_max_bytes
         Blocks kept on local disk while the store is down.
+    drain_delay_s
+        Told to stop, an API worker says so in `/readyz` for so long before it does.
     log_format
         `json`: every log line is an object; `text`: for people; `auto`: text on a
         terminal, else JSON.
@@ -92,6 +94,7 @@ class Settings:
     accept_events_days: float = 30.0
     max_body_bytes: int = 1_000_000
     spool_max_bytes: int = 1_000_000_000
+    drain_delay_s: float = 0.0
     log_format: str = "auto"
 
     @property

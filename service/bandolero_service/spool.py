@@ -9,7 +9,9 @@ import fcntl
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from zlib import crc32
@@ -32,8 +34,11 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{writer_id}.spool"
         self.writer_id = writer_id
+        self.n_blocks = 0
+        """Blocks added by this process and not drained yet."""
         self._max_bytes = max_bytes
         self._drained = 0
+        self._since = 0.0
         is_new = not self.path.exists()
         where = self.path.with_suffix(".new") if is_new else self.path
         self._file = os.open(where, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -49,6 +54,11 @@ class Spool:
     def size(self) -> int:
         """Bytes not drained yet."""
         return os.fstat(self._file).st_size - self._drained
+
+    @property
+    def age_s(self) -> float:
+        """How long there have been such blocks, in seconds."""
+        return time.monotonic() - self._since if self.n_blocks else 0.0
 
     def append(self, blocks: list[Block]) -> None:
         """Add blocks and sync them to disk.
@@ -74,6 +84,9 @@ class Spool:
         except OSError:
             os.ftruncate(self._file, start)
             raise
+        if not self.n_blocks:
+            self._since = time.monotonic()
+        self.n_blocks += len(blocks)
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """Blocks not drained yet, in order, each with the offset just after it."""
@@ -86,10 +99,12 @@ class Spool:
                     return
                 yield file.tell(), _block(body)
 
-    def drained(self, offset: int) -> None:
+    def drained(self, offset: int, n_blocks: int = 0) -> None:
         """Note that everything before `offset` is in the log; empty the file at its end."""
         self._drained = offset
+        self.n_blocks = max(0, self.n_blocks - n_blocks)
         if self.size == 0:
+            self.n_blocks = 0
             os.ftruncate(self._file, 0)
             self._drained = 0
 
@@ -123,6 +138,15 @@ def orphans(folder: Path, max_bytes: int) -> Iterator[Spool]:
             yield Spool(folder, path.stem, max_bytes)
         except BlockingIOError:
             continue  # its writer lives
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes of all spools of a folder, those of dead writers too."""
+    total = 0
+    for path in folder.glob("*.spool"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _record(block: Block) -> bytes:

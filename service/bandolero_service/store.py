@@ -10,13 +10,7 @@ from bandolero.draws import experiment_key, shard_of
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import keys
 from bandolero_service.audit import Act, Author, Line
-from bandolero_service.connection import (
-    DENIALS,
-    FAULTS,
-    REFUSALS,
-    Call,
-    Connection,
-)
+from bandolero_service.connection import DENIALS, FAULTS, REFUSALS, Call, Connection
 
 READ_COUNT = 500
 ACT_TRIES = 50
@@ -228,6 +222,11 @@ class Store:
         """Forget entries logged before a log time (some may stay a while)."""
         with self._down():
             self._redis.xtrim(stream, minid=f"{before_ms}-0", approximate=True)
+
+    def note(self, where: str, name: str, ms: int) -> None:
+        """Tell when something was done; nothing depends on it."""
+        with self._down():
+            self._redis.hset(where, name, ms)
 
     # Leases and the learner's commit
 

@@ -180,7 +180,7 @@ class Supervisor:
             for process in those:
                 process.terminate()
             for process in those:
-                _wait(process)
+                _wait(process, STOP_TIMEOUT_S + self._settings.drain_delay_s)
         if self._embedded is not None:
             self._embedded.stop()
         self._socket.close()
@@ -206,9 +206,9 @@ def _check_store(settings: Settings) -> None:
         store.close()
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> None:
+def _wait(process: "subprocess.Popen[bytes]", timeout_s: float) -> None:
     try:
-        process.wait(STOP_TIMEOUT_S)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         log.error("process %d did not end, killing it", process.pid)
         process.kill()

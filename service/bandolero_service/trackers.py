@@ -6,7 +6,6 @@ click is the variant's own; nothing of a tracker's query is ever read.
 """
 
 import json
-from collections import Counter
 from typing import NamedTuple
 
 import msgspec
@@ -37,8 +36,6 @@ class Trackers:
     """Reads the tokens that come in, and makes events of them, each once."""
 
     def __init__(self, views: Views, desk: EventDesk) -> None:
-        self.told: Counter[tuple[str, str]] = Counter()
-        """What became of requests, by (impression or click, outcome)."""
         self._views = views
         self._desk = desk
         self._recorded: dict[str, None] = {}

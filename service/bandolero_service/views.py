@@ -34,6 +34,7 @@ from bandolero_service.cache import (
     pack_shared,
 )
 from bandolero_service.ids import Signer
+from bandolero_service.metrics import SNAPSHOTS_REFUSED, count
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey, Store, StoreDownError, name_of
@@ -147,6 +148,11 @@ class Views:
         shards = range(self._store.shards)
         seen = (self._seen_at.get(shard, self._recalled_at) for shard in shards)
         return time.monotonic() - min(seen, default=self._recalled_at)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether the thread that keeps the views fresh lives."""
+        return self._thread.is_alive()
 
     def view(self, tenant: str, experiment_id: str) -> View | None:
         """The view of a tenant's experiment."""
@@ -367,6 +373,7 @@ class Views:
             return snapshot_from_bytes(data)
         except DamagedBytesError as error:
             name = name_of(record.tenant, record.experiment_id)
+            count(SNAPSHOTS_REFUSED)
             log.error("snapshot of %s is refused, the old one stays: %s", name, error)
             return None
 

@@ -73,6 +73,16 @@ class LogWriter:
         return self._spool.size
 
     @property
+    def spool_depth(self) -> tuple[int, float]:
+        """Blocks that this writer has on disk, and for how long it had some, in seconds."""
+        return self._spool.n_blocks, self._spool.age_s
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the thread that writes lives."""
+        return self._thread.is_alive()
+
+    @property
     def store_down(self) -> bool:
         """Whether the last attempt to write failed."""
         return self._down_until > 0.0
@@ -159,7 +169,7 @@ class LogWriter:
         except StoreDownError as error:
             self._down(error)
             return False
-        spool.drained(end)
+        spool.drained(end, len(batch))
         self._down_until = 0.0
         return True
 

@@ -1,10 +1,8 @@
-"""The application: wiring, health, metrics, the OpenAPI document; nothing else."""
-
-from typing import Any
+"""The application: wiring, errors, the OpenAPI document; nothing else."""
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
@@ -13,25 +11,25 @@ from bandolero.lake.catalog import Lake
 from bandolero_service.api.access import Access
 from bandolero_service.api.control import audit_routes, control_routes
 from bandolero_service.api.data_plane import DataPlane
-from bandolero_service.api.metrics import exposition
+from bandolero_service.api.health import Health, Metrics, health_routes
 from bandolero_service.api.openapi import with_data_plane
 from bandolero_service.api.reports import report_routes
 from bandolero_service.api.trackers import tracker_routes
 from bandolero_service.errors import ApiError, store_down
+from bandolero_service.metrics import FAULTS, REFUSED, count
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store, StoreDownError
 from bandolero_service.trackers import Trackers
-from bandolero_service.views import Views
-from bandolero_service.writer import LogWriter
 
 TAGS = ("data plane", "experiments", "reports", "operations")
 
 
 def create_app(
-    store: Store, lake: Lake, views: Views, writer: LogWriter, settings: Settings
+    store: Store, lake: Lake, health: Health, metrics: Metrics, settings: Settings
 ) -> DataPlane:
     """The ASGI application of one worker, over parts that are already running."""
+    views = health.views
     app = FastAPIOffline(
         title="Bandolero",
         version=__version__,
@@ -44,47 +42,13 @@ def create_app(
     app.include_router(control_routes(store, access))
     app.include_router(audit_routes(store, access))
     app.include_router(report_routes(store, lake, views, access))
-    plane = DataPlane(app, views, writer, settings)
+    plane = DataPlane(app, views, health.writer, settings)
     trackers = Trackers(views, plane.desk)
     app.include_router(tracker_routes(trackers, plane.durable))
-    _health_routes(app, store, views, writer)
-
-    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
-    def metrics() -> str:
-        """Prometheus metrics of this worker."""
-        return exposition(plane, views, writer)
-
+    app.include_router(health_routes(health, metrics))
     document = app.openapi
     app.openapi = lambda: with_data_plane(document())  # type: ignore[method-assign]
     return plane
-
-
-def _health_routes(app: FastAPI, store: Store, views: Views, writer: LogWriter) -> None:
-    @app.get("/healthz", tags=["operations"])
-    def healthz() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", tags=["operations"])
-    def readyz(response: Response) -> dict[str, Any]:
-        """Whether the worker can decide, and how fresh what it knows is."""
-        durability: dict[str, str] = {}
-        down = views.stale or writer.store_down
-        if not down:
-            try:
-                durability = store.durability()
-            except StoreDownError:
-                down = True
-        response.status_code = 503 if views.is_blank else 200
-        return {
-            "status": "not_ready" if views.is_blank else "ready",
-            "serving": "stale" if views.stale else "live",
-            "view_age_s": round(views.age_s, 1),
-            "store": "down" if down else "up",
-            "spool_bytes": writer.spool_bytes,
-            "experiments": len(views.views()),
-            **durability,
-        }
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -92,11 +56,13 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     def refused(_request: Request, error: ApiError) -> Response:
+        count(REFUSED, error.code)
         headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
         return JSONResponse(error.body(), error.status, headers)
 
     @app.exception_handler(StoreDownError)
     def down(_request: Request, _error: StoreDownError) -> Response:
+        count(REFUSED, "store_down")
         return JSONResponse(store_down().body(), 503, {"retry-after": "1"})
 
     @app.exception_handler(RequestValidationError)
@@ -105,6 +71,7 @@ def _handle_errors(app: FastAPI) -> None:
         field = ".".join(str(part) for part in first["loc"][1:])
         status = 400 if first["type"] == "json_invalid" else 422
         code = "malformed_json" if status == 400 else "invalid_request"
+        count(REFUSED, code)
         message = f"{field or 'body'}: {first['msg']}."
         return JSONResponse(
             ApiError(status, code, message, field or None).body(), status
@@ -114,10 +81,12 @@ def _handle_errors(app: FastAPI) -> None:
     def http(_request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
         code = codes.get(error.status_code, "refused")
+        count(REFUSED, code)
         body = ApiError(error.status_code, code, f"{error.detail}.").body()
         return JSONResponse(body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     def fault(_request: Request, _error: Exception) -> Response:
+        count(FAULTS)
         body = ApiError(500, "internal", "something failed on our side.").body()
         return JSONResponse(body, 500)

@@ -21,6 +21,7 @@ from bandolero_service.decide import Decider, DecideRequest
 from bandolero_service.errors import ApiError, field_named_in, store_down
 from bandolero_service.events import EventBatch, EventDesk
 from bandolero_service.logs import Trace
+from bandolero_service.metrics import FAULTS, REFUSED, count
 from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey, StoreDownError
 from bandolero_service.views import Views
@@ -98,12 +99,15 @@ class DataPlane:
             answer = route[1](key, body)
             status, content = answer if isinstance(answer, tuple) else await answer
         except ApiError as error:
+            count(REFUSED, error.code)
             status, content = error.status, msgspec.json.encode(error.body())
             more = _MORE_HEADERS.get(status, ())
         except StoreDownError:  # only an API key seen for the first time asks the store
+            count(REFUSED, "store_down")
             status, content = 503, msgspec.json.encode(store_down().body())
             more = _MORE_HEADERS[503]
         except Exception:  # a fault of ours must not cut the connection without a word
+            count(FAULTS)
             request_id = request_id or new_id()
             about = Trace(request_id.decode(), scope["path"], key and key.key_id)
             log.exception("POST %s failed", about.route, extra=asdict(about))

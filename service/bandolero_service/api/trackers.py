@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from bandolero_service.errors import ApiError
+from bandolero_service.metrics import TRACKED, count
 from bandolero_service.record import Row
 from bandolero_service.trackers import (
     CLICK,
@@ -96,16 +97,16 @@ async def _tell(
     """Record the event, unless it was; whatever happens is counted, never an error."""
     judged = trackers.event(kind, tracked)
     if judged is None:
-        trackers.told[kind, "repeated"] += 1
+        count(TRACKED, kind, "repeated")
         return
     try:
         failure = await asyncio.wait_for(durable(judged.rows), WAIT_S)
     except TimeoutError:
-        trackers.told[kind, "unconfirmed"] += 1
+        count(TRACKED, kind, "unconfirmed")
         return
     if failure is None:
         trackers.recorded(kind, tracked)
-    trackers.told[kind, "lost" if failure else "recorded"] += 1
+    count(TRACKED, kind, "lost" if failure else "recorded")
 
 
 def _is_asked_for(request: Request) -> bool:
