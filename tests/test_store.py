@@ -133,6 +133,22 @@ def test_ticks_move_log_time_and_hold_no_block(store: Store) -> None:
     assert payloads(store, "events") == []
 
 
+def test_after_a_tick_nothing_is_logged_before_it(store: Store) -> None:
+    """On no stream of the shard, also where the store's clock is set back after it."""
+    store.append("w", [block(1, b"one")])
+    ahead_ms = int(store.tick(1).partition("-")[0]) + 3_600_000
+    store._redis.xadd(keys.events(1), {"tick": "1"}, id=f"{ahead_ms}-0")
+    tick = store.tick(1)  # as if the clock had been set back by an hour
+    assert int(tick.partition("-")[0]) == ahead_ms
+    store.append("w", [block(2, b"two"), block(2, b"event", stream="events")])
+    store._redis.xadd(keys.control(1), {"name": "x"})
+    store._redis.xadd(keys.history(1), {"name": "x"})
+    for stream in (keys.decisions, keys.events, keys.control, keys.history):
+        assert int(store.last_id(stream(1)).partition("-")[0]) >= ahead_ms
+    assert payloads(store) == [b"one", b"two"]
+    assert len(list(store.read(keys.decisions(1), NO_POSITION))) == 2
+
+
 def test_trimming_forgets_only_what_is_older(store: Store) -> None:
     """Entries from a log time on stay; most older ones go."""
     store.append("w", [block(n) for n in range(1, 1001)])

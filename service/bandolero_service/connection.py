@@ -19,7 +19,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisClusterException
 from redis.retry import Retry
 
-SCRIPTS = ("append", "clock", "lease", "release", "commit", "survey")
+SCRIPTS = ("append", "tick", "clock", "lease", "release", "commit", "survey")
 ACTS = ("put", "correct", "put_key")
 """Scripts of acts, which are audited: `audit.lua` goes before each."""
 _NONSENSE = (ValueError, TypeError, AttributeError, LookupError)
