@@ -143,7 +143,7 @@ def archived(store: Store, lake: Lake) -> None:
 def held(store: Store, shard: int, name: str) -> dict[str, Any]:
     """What a store holds of an experiment, as bytes."""
     return {
-        "record": store._bytes(keys.records(shard)),
+        "record": store.fields(keys.records(shard)),
         "fold": store.folds(shard),
         "rollups": store.rollups(shard, name),
         "decided": store.decided(shard, name),

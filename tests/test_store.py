@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bandolero.experiment import ExperimentRecord
+from bandolero.log import before, log_id_at
 from bandolero_service import keys
 from bandolero_service.audit import Author
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
@@ -23,9 +24,7 @@ from bandolero_service.store import (
     ShardsDownError,
     Store,
     StoreDownError,
-    before,
     blocks_of,
-    log_id_at,
     name_of,
 )
 from service_helpers import needs_server, short_folder

@@ -55,6 +55,8 @@ EVENTS = pa.schema(
 )
 """One row an event; `at_ms` is the event's time as design 1.1 resolves it."""
 
+LAST_SEQUENCE = 2**64 - 1
+"""The greatest that may stand after the time in a log id."""
 LOG_POSITION = [("log_id", pa.string()), ("log_ms", pa.int64())]
 DECISIONS_TABLE = pa.schema([*DECISIONS, *(pa.field(n, t) for n, t in LOG_POSITION)])
 EVENTS_TABLE = pa.schema([*EVENTS, *(pa.field(n, t) for n, t in LOG_POSITION)])
@@ -98,6 +100,19 @@ def read_blocks(entries: Iterable[tuple[str, bytes]], empty: pa.Schema) -> pa.Ta
 def log_ms(log_id: str) -> int:
     """The store's clock at a log id, in milliseconds."""
     return int(log_id.partition("-")[0])
+
+
+def before(log_id: str) -> str:
+    """The greatest log id below `log_id`, for reading from it inclusively."""
+    ms, _, sequence = log_id.partition("-")
+    if int(sequence) > 0:
+        return f"{ms}-{int(sequence) - 1}"
+    return f"{int(ms) - 1}-{LAST_SEQUENCE}"
+
+
+def log_id_at(ms: int) -> str:
+    """The greatest log id below a log time, for reading from it inclusively."""
+    return before(f"{max(ms, 1)}-0")
 
 
 def log_order(log_id: str) -> tuple[int, int]:

@@ -15,16 +15,23 @@ from threading import Event as Flag
 from typing import Any
 
 from bandolero.lake.catalog import Lake, OverlapError, rows_of
-from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE, log_ms, read_blocks
+from bandolero.log import (
+    DECISIONS_TABLE,
+    EVENTS_TABLE,
+    LAST_SEQUENCE,
+    log_ms,
+    read_blocks,
+)
 from bandolero.settle import GRACE_MS
 from bandolero.snapshot import Snapshot, snapshot_from_bytes
 from bandolero_service import keys
+from bandolero_service.erasures import hidden, work_off
 from bandolero_service.learner import HEARTBEAT_S
 from bandolero_service.metrics import ARCHIVE_ERRORS, count
 from bandolero_service.settings import Settings
 from bandolero_service.store import (
-    LAST_SEQUENCE,
     Entry,
+    FencedError,
     Store,
     StoreDownError,
     blocks_of,
@@ -69,12 +76,13 @@ def archive(store: Store, lake: Lake, shard: int, max_bytes: int) -> int:
     if until_ms <= after_ms:
         return after_ms
     entries, until_ms = _entries(store, shard, after_ms, until_ms, max_bytes)
+    decisions = read_blocks(blocks_of(entries["decisions"]), DECISIONS_TABLE)
     lake.commit(
         f"s{shard}",
         after_ms,
         until_ms,
         {
-            "decisions": read_blocks(blocks_of(entries["decisions"]), DECISIONS_TABLE),
+            "decisions": hidden(store, shard, decisions),
             "events": read_blocks(blocks_of(entries["events"]), EVENTS_TABLE),
             "snapshots": rows_of("snapshots", map(_snapshot_row, entries["snapshots"])),
             "control": rows_of("control", map(_control_row, entries["control"])),
@@ -114,10 +122,11 @@ def _archive_shard(
                 break
         store.note(keys.meta(shard), keys.ARCHIVED_MS, archived_ms)
         trim(store, shard, archived_ms, settings.retain_s)
+        work_off(store, lake, shard, lambda: _keep(store, shard, owner))
     except StoreDownError as error:
         count(ARCHIVE_ERRORS, "store")
         log.warning("shard %d: %s", shard, error)
-    except OverlapError as error:
+    except (FencedError, OverlapError) as error:
         count(ARCHIVE_ERRORS, "overlap")
         log.warning("shard %d: %s", shard, error)
     except OSError as error:
@@ -186,6 +195,12 @@ def _control_row(entry: Entry) -> tuple[Any, ...]:
     tenant, _, experiment_id = entry.fields[b"name"].decode().partition("/")
     kind, body = entry.fields[b"kind"].decode(), entry.fields[b"body"].decode()
     return tenant, experiment_id, kind, body, entry.log_id, log_ms(entry.log_id)
+
+
+def _keep(store: Store, shard: int, owner: str) -> None:
+    """Keep the lease, or stop: files may be rewritten by who holds it only."""
+    if store.take_lease(shard, "archiver", owner) is None:
+        raise FencedError("another archiver has taken over.")
 
 
 def _renew(store: Store, shard: int, owner: str) -> None:

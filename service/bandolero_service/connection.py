@@ -19,8 +19,17 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisClusterException
 from redis.retry import Retry
 
-SCRIPTS = ("append", "tick", "clock", "lease", "release", "commit", "survey")
-ACTS = ("put", "correct", "put_key")
+SCRIPTS = (
+    "append",
+    "tick",
+    "clock",
+    "lease",
+    "release",
+    "commit",
+    "survey",
+    "erased",
+)
+ACTS = ("put", "correct", "put_key", "erasure")
 """Scripts of acts, which are audited: `audit.lua` goes before each."""
 _NONSENSE = (ValueError, TypeError, AttributeError, LookupError)
 FAULTS = (redis.RedisError, RedisClusterException, OSError, *_NONSENSE)

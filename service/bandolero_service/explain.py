@@ -16,14 +16,15 @@ from bandolero.draws import draws
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import arms_of
 from bandolero.lake.catalog import Lake
-from bandolero.log import EVENTS_TABLE, read_block, read_blocks
+from bandolero.log import EVENTS_TABLE, before, log_id_at, read_block, read_blocks
 from bandolero.policies import choose, cumulative
 from bandolero.settle import closes_ms, settle
 from bandolero.snapshot import Drawn, Snapshot, rederive, snapshot_from_bytes
 from bandolero_service import keys
+from bandolero_service.erasures import hidden
 from bandolero_service.errors import ApiError
 from bandolero_service.ids import DecisionId, ForgedIdError, Signer
-from bandolero_service.store import Entry, Store, before, blocks_of, log_id_at, name_of
+from bandolero_service.store import Entry, Store, blocks_of, name_of
 
 SLACK_MS = 5_000
 LOG_SEARCH_MS = 600_000
@@ -47,7 +48,7 @@ def explain(
     found = _find(store, lake, decoded, decision_id)
     if found.num_rows == 0:
         raise _not_found(decision_id)
-    row = found.slice(0, 1).to_pylist()[0]
+    row = hidden(store, decoded.shard, found.slice(0, 1)).to_pylist()[0]
     record = store.record(tenant, row["experiment_id"])
     if record is None:
         raise _not_found(decision_id)

@@ -48,7 +48,7 @@ def events(shard: int) -> str:
 
 
 def control(shard: int) -> str:
-    """Stream of control facts: specification changes, corrections."""
+    """Stream of control facts: specification changes, corrections, erasures."""
     return f"{tag(shard)}:control"
 
 
@@ -95,6 +95,11 @@ def folds(shard: int) -> str:
 def corrections(shard: int) -> str:
     """Hash of the newest correction by `tenant/experiment`, JSON."""
     return f"{tag(shard)}:corrections"
+
+
+def erasures(shard: int) -> str:
+    """Hash of erasures of units, JSON by `tenant/erasure`; kept, being receipts."""
+    return f"{tag(shard)}:erasures"
 
 
 def rollups(shard: int, name: str) -> str:

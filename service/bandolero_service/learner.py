@@ -25,6 +25,7 @@ from bandolero.fold import Fold, advance, grown, init_fold, with_correction
 from bandolero.log import (
     DECISIONS_TABLE,
     EVENTS_TABLE,
+    before,
     log_ms,
     log_order,
     read_blocks,
@@ -56,7 +57,6 @@ from bandolero_service.store import (
     FencedError,
     Store,
     StoreDownError,
-    before,
     blocks_of,
     name_of,
 )

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
+from bandolero.log import LAST_SEQUENCE
 from bandolero_service import keys
 from bandolero_service.connection import Call
-from bandolero_service.store import LAST_SEQUENCE, Entry, RefusedStoreError, Store
+from bandolero_service.store import Entry, RefusedStoreError, Store
 
 
 class NewStore(Store):

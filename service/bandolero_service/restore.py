@@ -15,7 +15,7 @@ import pyarrow as pa
 from bandolero.experiment import ExperimentRecord
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.rebuild import Name, Rebuilt, by_experiment, rebuild
-from bandolero.log import DECISIONS, EVENTS, blocks_of_rows
+from bandolero.log import DECISIONS, EVENTS, LAST_SEQUENCE, before, blocks_of_rows
 from bandolero.settle import GRACE_MS
 from bandolero_service import keys
 from bandolero_service.audit import Author
@@ -23,10 +23,8 @@ from bandolero_service.folding import epoch_to_bytes, state_to_bytes
 from bandolero_service.learner import HEARTBEAT_S, STEP_S
 from bandolero_service.new_store import NewStore
 from bandolero_service.store import (
-    LAST_SEQUENCE,
     Entry,
     RefusedStoreError,
-    before,
     name_of,
 )
 
@@ -136,6 +134,8 @@ def _history(rows: pa.Table) -> Iterator[Entry]:
 def _hashes(rebuilt: Rebuilt) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is looked up by name."""
     shard = rebuilt.shard
+    erasures = rebuilt.erasures.items()
+    yield keys.erasures(shard), {name_of(*name): body for name, body in erasures}
     newest = _newest(rebuilt).items()
     yield keys.snapshots(shard), {name_of(*n): row["snapshot"] for n, row in newest}
     folds = rebuilt.folds.items()

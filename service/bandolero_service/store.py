@@ -8,15 +8,15 @@ from typing import Any, NamedTuple, cast
 
 from bandolero.draws import experiment_key, shard_of
 from bandolero.experiment import ExperimentRecord
+from bandolero.log import LAST_SEQUENCE
 from bandolero_service import keys
-from bandolero_service.audit import Act, Author, Line
+from bandolero_service.audit import Act, Author
 from bandolero_service.connection import DENIALS, FAULTS, REFUSALS, Call, Connection
 
 READ_COUNT = 500
 ACT_TRIES = 50
 ACT_OVERTAKEN = -1
 NO_POSITION = "0-0"
-LAST_SEQUENCE = 2**64 - 1
 
 
 class StoreDownError(RuntimeError):
@@ -223,9 +223,9 @@ class Store:
         return _text(found[0][0]) if found else NO_POSITION
 
     def trim(self, stream: str, before_ms: int) -> None:
-        """Forget entries logged before a log time (some may stay a while)."""
+        """Forget entries logged before a log time; all, for what is erased must go."""
         with self._down():
-            self._redis.xtrim(stream, minid=f"{before_ms}-0", approximate=True)
+            self._redis.xtrim(stream, minid=f"{before_ms}-0", approximate=False)
 
     def note(self, where: str, name: str, ms: int) -> None:
         """Tell when something was done; nothing depends on it."""
@@ -283,11 +283,11 @@ class Store:
 
     def folds(self, shard: int) -> dict[str, bytes]:
         """The learner's states by name."""
-        return self._bytes(keys.folds(shard))
+        return self.fields(keys.folds(shard))
 
     def rollups(self, shard: int, name: str) -> dict[str, bytes]:
         """An experiment's epochs by key."""
-        return self._bytes(keys.rollups(shard, name))
+        return self.fields(keys.rollups(shard, name))
 
     # What is served
 
@@ -298,7 +298,7 @@ class Store:
 
     def records(self, shard: int) -> dict[str, ExperimentRecord]:
         """Experiment records of a shard by name."""
-        found = self._bytes(keys.records(shard))
+        found = self.fields(keys.records(shard))
         return {name: self._parsed(name, data) for name, data in found.items()}
 
     def record(self, tenant: str, experiment_id: str) -> ExperimentRecord | None:
@@ -324,7 +324,7 @@ class Store:
 
     def versions(self, shard: int) -> dict[str, int]:
         """Newest snapshot version by name."""
-        return {n: int(v) for n, v in self._bytes(keys.versions(shard)).items()}
+        return {n: int(v) for n, v in self.fields(keys.versions(shard)).items()}
 
     def snapshots(self, shard: int, names: Sequence[str]) -> dict[str, bytes]:
         """Newest snapshots of some experiments."""
@@ -336,7 +336,7 @@ class Store:
 
     def decided(self, shard: int, name: str) -> dict[str, int]:
         """Decisions logged so far by variant id."""
-        found = self._bytes(keys.decided(shard, name))
+        found = self.fields(keys.decided(shard, name))
         return {variant_id: int(n) for variant_id, n in found.items()}
 
     # Corrections, refresh
@@ -354,7 +354,7 @@ class Store:
 
     def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
         """Newest corrections by name."""
-        found = self._bytes(keys.corrections(shard))
+        found = self.fields(keys.corrections(shard))
         return {name: json.loads(data) for name, data in found.items()}
 
     @contextmanager
@@ -371,6 +371,25 @@ class Store:
                 with self._down():
                     self._run("release", Call([keys.REFRESH_LEASE], [owner]))
 
+    # Erasures
+
+    def ask_erasure(self, shard: int, expected: str, act: Act, author: Author) -> bool:
+        """Have a unit erased, if that still is as `expected` (empty: never asked for)."""
+        where = [keys.erasures(shard), keys.control(shard)]
+        tag = keys.tag(shard)
+        return bool(self._acted("erasure", tag, where, act, author, [expected]))
+
+    def note_erasure(self, shard: int, name: str, expected: str, body: str) -> bool:
+        """Write how far an erasure has come, if it still is as `expected`."""
+        where = [keys.erasures(shard), keys.control(shard)]
+        with self._down():
+            return bool(self._run("erased", Call(where, [name, body, expected])))
+
+    def rewrite_append_only_file(self) -> None:
+        """Have the store write its file anew, without what was trimmed from the log."""
+        with self._down():
+            self._redis.bgrewriteaof()
+
     # API keys
 
     def put_api_key(self, key: ApiKey, author: Author) -> None:
@@ -382,7 +401,7 @@ class Store:
 
     def api_keys(self) -> list[ApiKey]:
         """All API keys."""
-        found = self._bytes(keys.API_KEYS)
+        found = self.fields(keys.API_KEYS)
         return [ApiKey(**json.loads(data)) for data in found.values()]
 
     def api_keys_generation(self) -> int:
@@ -420,30 +439,6 @@ class Store:
                 return answer
         raise StoreDownError(f"{act.object}: overtaken {ACT_TRIES} times.")
 
-    def audit_heads(self, hash_tag: str) -> dict[str, str]:
-        """The head of each tenant's chain under a hash tag."""
-        found = self._bytes(keys.audit_heads(hash_tag))
-        return {tenant: head.decode() for tenant, head in found.items()}
-
-    def audit_lines(self, hash_tag: str, tenant: str) -> list[Line]:
-        """A tenant's audit lines under a hash tag, in order."""
-        return [
-            Line(entry.fields[b"line"].decode(), entry.fields[b"mac"].decode())
-            for entry in self.read(keys.audit(hash_tag, tenant), NO_POSITION)
-        ]
-
-    def audited(self, hash_tag: str) -> dict[str, dict[str, bytes]]:
-        """What the objects under a hash tag are now, as they are kept, by tenant."""
-        found: dict[str, dict[str, bytes]] = defaultdict(dict)
-        if hash_tag == keys.KEYS_TAG:
-            for key_id, data in self._bytes(keys.API_KEYS).items():
-                found[json.loads(data)["tenant"]][f"key {key_id}"] = data
-        else:
-            for name, data in self._bytes(keys.records_under(hash_tag)).items():
-                tenant, _, experiment_id = name.partition("/")
-                found[tenant][f"experiment {experiment_id}"] = data
-        return found
-
     def _parsed(self, name: str, data: bytes) -> ExperimentRecord:
         """A record from its bytes; the one parsed before where they are the same."""
         known = self._parsed_records.get(name)
@@ -452,7 +447,8 @@ class Store:
             self._parsed_records[name] = known
         return known[1]
 
-    def _bytes(self, where: str) -> dict[str, bytes]:
+    def fields(self, where: str) -> dict[str, bytes]:
+        """All fields of a hash."""
         with self._down():
             found = cast("dict[bytes, bytes]", self._redis.hgetall(where))
         return {name.decode(): data for name, data in found.items()}
@@ -478,22 +474,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def before(log_id: str) -> str:
-    """The greatest log id below `log_id`, for reading from it inclusively."""
-    ms, _, sequence = log_id.partition("-")
-    if int(sequence) > 0:
-        return f"{ms}-{int(sequence) - 1}"
-    return f"{int(ms) - 1}-{LAST_SEQUENCE}"
-
-
 def blocks_of(entries: Iterable[Entry]) -> Iterator[tuple[str, bytes]]:
     """(log id, block) of the entries that hold one; ticks are passed over."""
     for entry in entries:
         block = entry.fields.get(b"block")
         if block is not None:
             yield entry.log_id, block
-
-
-def log_id_at(ms: int) -> str:
-    """The greatest log id below a log time, for reading from it inclusively."""
-    return before(f"{max(ms, 1)}-0")

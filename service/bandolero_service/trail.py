@@ -1,11 +1,13 @@
 """The audit log as it is kept: read, and verified chain by chain."""
 
+import json
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bandolero_service import keys
-from bandolero_service.audit import START, faults
-from bandolero_service.store import Store
+from bandolero_service.audit import START, Line, faults
+from bandolero_service.store import NO_POSITION, Store
 
 
 class Chain(NamedTuple):
@@ -23,9 +25,9 @@ def lines(store: Store, tenant: str | None) -> list[dict[str, Any]]:
     found = [
         line.fields
         for hash_tag in _hash_tags(store)
-        for owner in store.audit_heads(hash_tag)
+        for owner in _heads(store, hash_tag)
         if tenant in (None, owner)
-        for line in store.audit_lines(hash_tag, owner)
+        for line in _lines(store, hash_tag, owner)
     ]
     return sorted(filter(None, found), key=lambda line: int(line["at_ms"]))
 
@@ -45,13 +47,40 @@ def _checked(
     store: Store, root: bytes, hash_tag: str, tenant: str | None
 ) -> Iterator[Chain]:
     """The chains under a hash tag, checked; one that must be there may have no line."""
-    bodies = store.audited(hash_tag)
-    heads = store.audit_heads(hash_tag)
+    bodies = _bodies(store, hash_tag)
+    heads = _heads(store, hash_tag)
     for owner in sorted(bodies.keys() | heads.keys()):
         if tenant in (None, owner):
-            head, chain = heads.get(owner, START), store.audit_lines(hash_tag, owner)
+            head, chain = heads.get(owner, START), _lines(store, hash_tag, owner)
             found = faults(root, hash_tag, owner, chain, head, bodies.get(owner, {}))
             yield Chain(owner, hash_tag.strip("{}"), len(chain), head, found)
+
+
+def _heads(store: Store, hash_tag: str) -> dict[str, str]:
+    """The head of each tenant's chain under a hash tag."""
+    found = store.fields(keys.audit_heads(hash_tag))
+    return {tenant: head.decode() for tenant, head in found.items()}
+
+
+def _lines(store: Store, hash_tag: str, tenant: str) -> list[Line]:
+    """A tenant's lines under a hash tag, in order; what is none is an empty one."""
+    return [
+        Line(*(entry.fields.get(name, b"").decode() for name in (b"line", b"mac")))
+        for entry in store.read(keys.audit(hash_tag, tenant), NO_POSITION)
+    ]
+
+
+def _bodies(store: Store, hash_tag: str) -> dict[str, dict[str, bytes]]:
+    """What the objects under a hash tag are now, as they are kept, by tenant."""
+    found: dict[str, dict[str, bytes]] = defaultdict(dict)
+    if hash_tag == keys.KEYS_TAG:
+        for key_id, data in store.fields(keys.API_KEYS).items():
+            found[json.loads(data)["tenant"]][f"key {key_id}"] = data
+    else:
+        for name, data in store.fields(keys.records_under(hash_tag)).items():
+            tenant, _, experiment_id = name.partition("/")
+            found[tenant][f"experiment {experiment_id}"] = data
+    return found
 
 
 def _hash_tags(store: Store) -> list[str]:

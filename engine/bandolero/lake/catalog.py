@@ -10,6 +10,7 @@ readers, and a damaged page then reads as wrong data.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -61,6 +62,11 @@ TABLES = {
 }
 SCHEMA_VERSION = 1
 LAYOUT = "layout.json"
+_PLACE = re.compile(
+    r"(?P<folder>.+/)\.?(?P<file>(?P<shard>[^/]+?)-(?P<after>\d{13})-\d{13})"
+    r"(-[0-9a-f]{8})?\.parquet(\.[0-9a-f]+)?"
+)
+"""The path of a file or its draft: by its commit, and by the file it was made from."""
 _NO_WRITERS: Mapping[str, Mapping[str, int]] = {}
 
 
@@ -148,7 +154,7 @@ class Lake:
         OverlapError
             When a commit of this shard from `after_ms` exists.
         """
-        entry = f"manifest/{shard}/{after_ms:013d}.json"
+        entry = _entry(shard, after_ms)
         if self._exists(entry):
             raise OverlapError(f"{entry} exists: another archiver writes this shard.")
         files = [
@@ -172,12 +178,12 @@ class Lake:
 
     def commits(self) -> list[Commit]:
         """All commits, by shard and position."""
-        paths = self._list("manifest")
+        paths = self.paths("manifest", ".json")
         return [self._read_commit(path) for path in sorted(paths)]
 
     def until_ms(self, shard: str) -> int:
         """Log time up to which a shard is archived without a gap; 0 for a new one."""
-        paths = sorted(self._list(f"manifest/{shard}"))
+        paths = sorted(self.paths(f"manifest/{shard}", ".json"))
         return self._read_commit(paths[-1]).until_ms if paths else 0
 
     def watermark_ms(self) -> int:
@@ -232,6 +238,48 @@ class Lake:
             return
         _write_durably(Path(final), data, Path(self.root), anew=anew)
 
+    def rewrite(self, commit: Commit, anew: Mapping[LakeFile, pa.Table]) -> None:
+        """Put rows in the place of some files of a commit, all or none, and delete those.
+
+        Nobody else may rewrite the commit meanwhile; who reads it finds the old files or
+        the new ones.
+        """
+        if not anew:
+            return
+        files = {old: self._write_again(commit, old, anew[old]) for old in anew}
+        entry = _entry(commit.shard, commit.after_ms)
+        body = json.loads(self.read_bytes(entry))
+        listed = [files.get(file, file) for file in commit.files]
+        body["files"] = [file._asdict() for file in listed]
+        self.write_bytes(entry, json.dumps(body, indent=1).encode())
+        for old in anew:
+            self.delete(old.path)
+
+    def sweep(self, table: str, commits: Iterable[Commit]) -> None:
+        """Delete files that stand beside these commits' and are listed nowhere.
+
+        A writer that was killed leaves such; nobody may be writing these commits.
+        """
+        mine = {(commit.shard, commit.after_ms) for commit in commits}
+        listed = {file.path for commit in self.commits() for file in commit.files}
+        for path in set(self.paths(table, "")) - listed:
+            place = _PLACE.fullmatch(path)
+            if place and (place["shard"], int(place["after"])) in mine:
+                self.delete(path)
+
+    def paths(self, folder: str, ending: str) -> Iterator[str]:
+        """Paths of the files under a folder, listed or not."""
+        where = fs.FileSelector(
+            f"{self.root}/{folder}", recursive=True, allow_not_found=True
+        )
+        for info in self.filesystem.get_file_info(where):
+            if info.type == fs.FileType.File and info.path.endswith(ending):
+                yield info.path[len(self.root) + 1 :]
+
+    def delete(self, path: str) -> None:
+        """Delete a file of the lake."""
+        self.filesystem.delete_file(f"{self.root}/{path}")
+
     def read_bytes(self, path: str) -> bytes:
         """The bytes of a file of the lake."""
         with self.filesystem.open_input_stream(f"{self.root}/{path}") as source:
@@ -252,7 +300,7 @@ class Lake:
         good, bad = [], []
         for file in files:
             try:
-                good.append(self._read_file(file))
+                good.append(self._read_listed(file))
             except (OSError, ValueError, pa.ArrowException) as error:
                 reason = " ".join(str(error).split())[:300]
                 self._quarantine(file, reason)
@@ -260,7 +308,34 @@ class Lake:
         rows = pa.concat_tables(good) if good else TABLES[table].empty_table()
         return in_log_order(rows), bad
 
-    def _read_file(self, file: LakeFile) -> pa.Table:
+    def _read_listed(self, file: LakeFile) -> pa.Table:
+        """The rows of a file, or of the one that was written in its place meanwhile."""
+        try:
+            return self.read_file(file)
+        except (OSError, ValueError, pa.ArrowException):
+            instead = self._instead_of(file)
+            if instead is None:
+                raise
+            return self._read_listed(instead)
+
+    def _instead_of(self, file: LakeFile) -> LakeFile | None:
+        """The file that is listed in a file's place; None where that itself still is."""
+        place = _PLACE.fullmatch(file.path)
+        if place is None:
+            return None
+        commit = self._read_commit(_entry(place["shard"], int(place["after"])))
+        stem = place["folder"] + place["file"]
+        alike = [f for f in commit.files if f.path.startswith(stem)]
+        return alike[0] if alike and file not in commit.files else None
+
+    def read_file(self, file: LakeFile) -> pa.Table:
+        """The rows of a listed file.
+
+        Raises
+        ------
+        ValueError
+            When it is not as it was written.
+        """
         data = self.read_bytes(file.path)
         if _hash(data) != file.blake2b:
             raise ValueError(f"{file.path} does not have the hash of its manifest.")
@@ -268,6 +343,12 @@ class Lake:
         if not table.schema.equals(TABLES[file.table]):
             raise ValueError(f"{file.path} does not have the schema of its table.")
         return table
+
+    def _write_again(self, commit: Commit, old: LakeFile, rows: pa.Table) -> LakeFile:
+        """Other rows of a file, under a name that says which one they come from."""
+        place = f"{commit.shard}-{commit.after_ms:013d}-{commit.until_ms:013d}"
+        day = old.path.split("/date=")[1].partition("/")[0]
+        return self._write_file(old.table, f"{place}-{old.blake2b[:8]}", day, rows)
 
     def _quarantine(self, file: LakeFile, reason: str) -> None:
         name = f"quarantine/{file.path}"
@@ -290,14 +371,6 @@ class Lake:
         info = self.filesystem.get_file_info(f"{self.root}/{path}")
         return bool(info.type == fs.FileType.File)
 
-    def _list(self, path: str) -> Iterator[str]:
-        where = fs.FileSelector(
-            f"{self.root}/{path}", recursive=True, allow_not_found=True
-        )
-        for info in self.filesystem.get_file_info(where):
-            if info.type == fs.FileType.File and info.path.endswith(".json"):
-                yield info.path[len(self.root) + 1 :]
-
 
 def rows_of(name: str, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
     """A table of the lake from tuples in the order of its schema."""
@@ -307,6 +380,11 @@ def rows_of(name: str, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
         return schema.empty_table()
     arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
     return pa.table(arrays, schema=schema)
+
+
+def _entry(shard: str, after_ms: int) -> str:
+    """The path of a commit's entry in the manifest."""
+    return f"manifest/{shard}/{after_ms:013d}.json"
 
 
 def _by_day(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:

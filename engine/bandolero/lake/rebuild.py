@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK, Fold, advance, init_fold
 from bandolero.lake.catalog import SNAPSHOTS_TABLE, BadFile, Commit, Lake, in_log_order
+from bandolero.lake.erase import ERASURE
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
 from bandolero.policies.base import Floats, Ints
 from bandolero.settle import GRACE_MS, LOST_AFTER_MS, closes_ms
@@ -33,8 +34,8 @@ Name = tuple[str, str]
 class Rebuilt(NamedTuple):
     """A shard as of `until_ms`, the log time up to which the lake holds it.
 
-    records, corrections: the newest of each experiment. decided: decisions by variant,
-    settled or not.
+    records, corrections: the newest of each experiment. erasures: how far each had come,
+    JSON. decided: decisions by variant, settled or not.
     snapshots: rows of the newest one of each experiment, and of those that open
     decisions may have been made from. decisions: rows not closed. events: rows that may
     belong to them. writers: the number of each writer's last block, by stream.
@@ -45,6 +46,7 @@ class Rebuilt(NamedTuple):
     until_ms: int
     records: dict[Name, ExperimentRecord]
     corrections: dict[Name, dict[str, Any]]
+    erasures: dict[Name, str]
     folds: dict[Name, Fold]
     decided: dict[Name, Counter[str]]
     snapshots: pa.Table
@@ -70,8 +72,10 @@ def rebuild(
         Told how far it is.
     """
     commits = [c for c in lake.commits() if c.shard == f"s{shard}"]
-    facts, corrections, bad = _facts(lake, commits)
-    records = {n: ExperimentRecord.model_validate_json(b) for n, b in facts.items()}
+    facts, bad = _facts(lake, commits)
+    records = {
+        n: ExperimentRecord.model_validate_json(b) for n, b in facts.records.items()
+    }
     walk = _Walk(records, served_ms)
     writers: dict[str, dict[str, int]] = defaultdict(dict)
     for i, commit in enumerate(commits):
@@ -85,7 +89,8 @@ def rebuild(
         shard,
         until_ms,
         records,
-        {name: json.loads(body) for name, body in corrections.items()},
+        {name: json.loads(body) for name, body in facts.corrections.items()},
+        facts.erasures,
         walk.folds,
         walk.decided,
         walk.snapshots,
@@ -178,20 +183,26 @@ class _Walk:
         self.snapshots = rows.filter(pa.array(keep))
 
 
-def _facts(
-    lake: Lake, commits: list[Commit]
-) -> tuple[dict[Name, str], dict[Name, str], list[BadFile]]:
-    """The newest record and the newest correction of each experiment, JSON."""
-    records: dict[Name, str] = {}
-    corrections: dict[Name, str] = {}
+class _Facts(NamedTuple):
+    """The newest record, correction and erasure by name, JSON."""
+
+    records: dict[Name, str]
+    corrections: dict[Name, str]
+    erasures: dict[Name, str]
+
+
+def _facts(lake: Lake, commits: list[Commit]) -> tuple[_Facts, list[BadFile]]:
+    """What the control facts come to."""
+    facts = _Facts({}, {}, {})
+    by_kind = {CORRECTION: facts.corrections, ERASURE: facts.erasures}
     bad: list[BadFile] = []
     for commit in commits:
         rows, worse = lake.read_commit(commit, "control")
         bad += worse
         for row in rows.to_pylist():
-            told = corrections if row["kind"] == CORRECTION else records
+            told = by_kind.get(row["kind"], facts.records)
             told[row["tenant_id"], row["experiment_id"]] = row["body"]
-    return records, corrections, bad
+    return facts, bad
 
 
 def _gap(before: Commit | None, commit: Commit) -> list[BadFile]:

@@ -13,6 +13,7 @@ from bandolero_service.api.control import audit_routes, control_routes
 from bandolero_service.api.data_plane import DataPlane
 from bandolero_service.api.health import Health, Metrics, health_routes
 from bandolero_service.api.openapi import with_data_plane
+from bandolero_service.api.privacy import privacy_routes
 from bandolero_service.api.reports import report_routes
 from bandolero_service.api.trackers import tracker_routes
 from bandolero_service.errors import ApiError, store_down
@@ -22,7 +23,7 @@ from bandolero_service.settings import Settings
 from bandolero_service.store import Store, StoreDownError
 from bandolero_service.trackers import Trackers
 
-TAGS = ("data plane", "experiments", "reports", "operations")
+TAGS = ("data plane", "experiments", "reports", "privacy", "operations")
 
 
 def create_app(
@@ -42,6 +43,7 @@ def create_app(
     app.include_router(control_routes(store, access))
     app.include_router(audit_routes(store, access))
     app.include_router(report_routes(store, lake, views, access))
+    app.include_router(privacy_routes(store, views, settings, access))
     plane = DataPlane(app, views, health.writer, settings)
     trackers = Trackers(views, plane.desk)
     app.include_router(tracker_routes(trackers, plane.durable))
