@@ -3,22 +3,29 @@
 from typing import Any
 
 from bandolero.log import EVENTS
-from bandolero_service.record import Decision, Outcome, Row
+from bandolero_service.record import Decision, Outcome, Row, Told
 
 
 def decision(
-    decision_id: str, mode: str = "explore", variant_id: str = "v0"
+    decision_id: str, mode: str = "explore", variant_id: str = "v0", shard: int = 1
 ) -> Decision:
     """A decision of acme's experiment hats."""
-    outcome = Outcome(
-        tail=b"",
-        mode_and_serving=(mode, "live"),
-        tenant=("acme",),
-        experiment=("hats", 1, "0", variant_id),
-        snapshot=(1, None),
-        distribution=(0.5, None, None, mode, "live"),
+    told = Told(
+        tenant_id="acme",
+        experiment_id="hats",
+        spec_version=1,
+        engine_version="0",
+        variant_id=variant_id,
+        snapshot_version=1,
+        eligible=None,
+        propensity=0.5,
+        probabilities=None,
+        rule=None,
+        mode=mode,
+        serving="live",
     )
-    return Decision(outcome, decision_id.encode(), None, 1_000, 0.5, None)
+    outcome = Outcome(shard, b"", (mode, "live"), told)
+    return outcome, decision_id.encode(), None, 1_000, 0.5, None
 
 
 def event_row(event_id: str, **given: Any) -> Row:

@@ -11,7 +11,7 @@ from bandolero.lake.catalog import Lake
 from bandolero_service import keys
 from bandolero_service.archive import archive
 from bandolero_service.errors import ApiError
-from bandolero_service.events import EventBatch, EventDesk
+from bandolero_service.events import EventDesk
 from bandolero_service.explain import explain
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
@@ -180,6 +180,6 @@ def told(worker: Worker, events: list[dict[str, Any]]) -> None:
 
     body = msgspec.json.encode({"events": events})
     desk = EventDesk(worker.views, Settings())
-    judged = desk.judge("acme", msgspec.json.decode(body, type=EventBatch))
+    judged = desk.judge("acme", desk.read(body))
     assert judged.accepted == len(events)
     worker.writer.told(judged.rows, lambda _: None)

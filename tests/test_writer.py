@@ -77,8 +77,8 @@ def test_decisions_reach_the_log_in_order_and_are_counted(
     for i, decision_id in enumerate(sent):
         mode = "fallback" if i % 5 == 0 else "explore"
         variant = f"v{i % 2}"
-        writer.decided(1, decision(decision_id, mode, variant))
-    writer.decided(2, decision("elsewhere"))
+        writer.decided(decision(decision_id, mode, variant))
+    writer.decided(decision("elsewhere", shard=2))
     wait_for(lambda: len(ids(store, "decisions")) == 500)
     assert ids(store, "decisions") == sent
     wait_for(lambda: ids(store, "decisions", 2) == ["elsewhere"])
@@ -123,7 +123,7 @@ def test_stopping_writes_what_is_left(store: Store, settings: Settings) -> None:
     writer.start()
     time.sleep(0.05)
     for i in range(10):
-        writer.decided(1, decision(f"d{i}"))
+        writer.decided(decision(f"d{i}"))
     told = Told()
     writer.told({1: [event_row("e")]}, told)
     writer.stop()
@@ -145,7 +145,7 @@ def test_an_outage_loses_nothing_and_doubles_nothing(
 
     def send(name: str) -> None:
         for i in range(30):
-            writer.decided(1, decision(f"{name}{i}"))
+            writer.decided(decision(f"{name}{i}"))
             writer.told({1: [event_row(f"{name}{i}")]}, told)
             time.sleep(0.002)
 
@@ -208,7 +208,7 @@ def test_a_full_spool_refuses_events_and_counts_decisions(
     writer.start()
     fragile.stop()
     told = Told()
-    writer.decided(1, decision("lost"))
+    writer.decided(decision("lost"))
     writer.told({1: [event_row("refused")]}, told)
     wait_for(lambda: len(told.failures) == 1 and writer.dropped == 1)
     assert "bound" in str(told.failures[0])

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from bandolero.experiment import ExperimentRecord
@@ -84,7 +85,8 @@ class Worker:
 
     def decide(self, experiment_id: str, **fields: Any) -> dict[str, Any]:
         """The answer to a request of acme's."""
-        request = DecideRequest(experiment=experiment_id, **fields)
+        body = json.dumps({"experiment": experiment_id, **fields})
+        request = msgspec.json.decode(body, type=DecideRequest)
         answer: dict[str, Any] = json.loads(self.decider.answer("acme", request))
         return answer
 

@@ -5,7 +5,7 @@ hash and a look-up. A snapshot is safe to share between threads: its arrays are
 read-only, and its cache of eligible sets only ever gains entries of equal value.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -129,6 +129,11 @@ class Snapshot:
         put(self, "sets", {active: self.full})
         put(self, "misses", set())
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether neither unit nor context has a say in a draw."""
+        return self.is_plain and self.prepared is None
+
     def distribution(self, eligible: tuple[int, ...]) -> Distribution:
         """The distribution over `eligible` (ascending, not empty).
 
@@ -229,6 +234,19 @@ def decide(
     # What `Drawn(...)` comes to, less a call: this is the way of every decision.
     share = given.probabilities[arm]
     return _new(Drawn, (arm, share, draw, snapshot.mode, None))
+
+
+def decide_alike(
+    snapshot: Snapshot, nonces: Sequence[bytes]
+) -> tuple[list[int], list[float]]:
+    """Arms and draw numbers of many decisions, as `decide` draws them one by one.
+
+    For a snapshot with `is_alike`, all of whose active arms are eligible: nothing but
+    the nonce tells two of its decisions apart.
+    """
+    numbers = [snapshot.draw(nonce) for nonce in nonces]
+    sums = snapshot.full.cumulative
+    return [choose(sums, number) for number in numbers], numbers
 
 
 def _draws(snapshot: Snapshot, nonce: bytes, unit: str | None) -> tuple[float, float]:

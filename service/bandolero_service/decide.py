@@ -5,35 +5,52 @@ propensity the draw used.
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from os import urandom
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 
 from bandolero.draws import NONCE_BYTES
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK
-from bandolero.snapshot import Drawn, decide
-from bandolero_service.errors import ApiError, unknown_experiment
-from bandolero_service.record import Decision, Outcome, outcome_of
+from bandolero.snapshot import Drawn, decide, decide_alike
+from bandolero_service.errors import (
+    NOT_JSON,
+    ApiError,
+    not_decoded,
+    unknown_experiment,
+)
+from bandolero_service.record import Outcome, outcome_of
 from bandolero_service.trackers import with_trackers
-from bandolero_service.views import View, Views
+from bandolero_service.views import Context, View, Views, read_context
 from bandolero_service.writer import LogWriter
 
 MAX_UNIT_CHARACTERS = 256
-_NONCE_POOL = 1024 * NONCE_BYTES
+NONCES_AT_ONCE = 1024
+_AN_OBJECT = msgspec.Meta(extra_json_schema={"type": ["object", "null"]})
 
 
-class DecideRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of `POST /v1/decide`; all but `experiment` optional."""
+class DecideRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """Body of `POST /v1/decide`; all but `experiment` optional.
+
+    The context stays text until its experiment's view reads it: few are new to it.
+    """
 
     experiment: str
     unit: str | None = None
-    context: dict[str, Any] | None = None
+    context: Annotated[msgspec.Raw | msgspec.UnsetType, _AN_OBJECT] = msgspec.UNSET
     eligible: list[str] | None = None
     consent: Literal["full", "contextual", "none"] = "full"
     trackers: bool = False
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it asks for nothing that needs a look of its own."""
+        return self.consent == "full" and self.eligible is None and not self.trackers
 
 
 class Decider:
@@ -43,10 +60,10 @@ class Decider:
         self.by_mode: Counter[tuple[str, str]] = Counter()
         self.ignored: Counter[str] = Counter()
         self._views = views
-        self._writer = writer
         self._public_url = public_url
-        self._pool = b""
-        self._used = 0
+        self._decided = writer.decided
+        self._all_decided = writer.all_decided
+        self._nonces = _fresh_nonces()
 
     def answer(self, tenant: str, request: DecideRequest) -> bytes:
         """Decide and give the JSON of the answer.
@@ -56,46 +73,119 @@ class Decider:
         ApiError
             When the request cannot be served; nothing is recorded then.
         """
-        view = self._views.view(tenant, request.experiment)
+        return self._answer(tenant, request, time.time_ns() // 1_000_000)
+
+    def answers(self, tenant: str, requests: Sequence[DecideRequest]) -> list[bytes]:
+        """Decide for each at the same time; what is refused gets its error in place."""
+        at_ms = time.time_ns() // 1_000_000
+        answers = [b""] * len(requests)
+        usual: dict[str, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            if request.is_usual:
+                usual[request.experiment].append(i)
+            else:
+                answers[i] = self._answer_or_refusal(tenant, request, at_ms)
+        for places in usual.values():
+            some = self._alike(tenant, [requests[i] for i in places], at_ms)
+            for i, answer in zip(places, some, strict=True):
+                answers[i] = answer
+        return answers
+
+    def _alike(
+        self, tenant: str, requests: list[DecideRequest], at_ms: int
+    ) -> list[bytes]:
+        """Answers to usual requests for one experiment: by column, where that will do."""
+        view = self._views.of(tenant).get(requests[0].experiment)
+        units = [request.unit for request in requests]
+        if view is not None and view.is_alike and not any(map(_is_too_long, units)):
+            try:
+                contexts = [_context_of(view, request) for request in requests]
+                return self._by_column(view, units, contexts, at_ms)
+            except NOT_JSON:
+                pass  # one of them; the others must not suffer
+        return [self._answer_or_refusal(tenant, each, at_ms) for each in requests]
+
+    def _by_column(
+        self,
+        view: View,
+        units: list[str | None],
+        contexts: list[Context],
+        at_ms: int,
+    ) -> list[bytes]:
+        """What `_answer` does, for all of an experiment at once: half the time each."""
+        snapshot, signer = view.snapshot, view.signer
+        nonces = list(islice(self._nonces, len(units)))
+        arms, draws = decide_alike(snapshot, nonces)
+        shares, mode = snapshot.full.probabilities, snapshot.mode
+        outcome_of_arm = {
+            arm: self._outcome(view, Drawn(arm, shares[arm], 0.0, mode), None)
+            for arm in set(arms)
+        }
+        outcomes = [outcome_of_arm[arm] for arm in arms]
+        key, version = snapshot.key, snapshot.version
+        ids = signer.mint_alike(view.shard, key, at_ms, version, arms, nonces)
+        hide = signer.pseudonym
+        hidden = [None if unit is None else hide(unit) for unit in units]
+        kept, times = [context.kept for context in contexts], [at_ms] * len(units)
+        columns = outcomes, ids, hidden, times, draws, kept
+        self._all_decided(zip(*columns, strict=True))
+        self.by_mode[outcomes[0].mode_and_serving] += len(outcomes)
+        self.ignored["context"] += sum(context.has_undeclared for context in contexts)
+        return [
+            b'{"decision_id":"' + decision_id + outcome.tail
+            for decision_id, outcome in zip(ids, outcomes, strict=True)
+        ]
+
+    def _answer_or_refusal(
+        self, tenant: str, request: DecideRequest, at_ms: int
+    ) -> bytes:
+        try:
+            return self._answer(tenant, request, at_ms)
+        except ApiError as error:
+            return msgspec.json.encode(error.body())
+
+    def _answer(self, tenant: str, request: DecideRequest, at_ms: int) -> bytes:
+        view = self._views.of(tenant).get(request.experiment)
         if view is None:
             raise unknown_experiment(request.experiment)
-        status = view.record.status
+        consent, status = request.consent, view.record.status
         if status != "running" and status != "paused":
             raise _not_running(view.record)
-        unit = request.unit if request.consent == "full" else None
+        unit = request.unit if consent == "full" else None
         if unit is not None and len(unit) > MAX_UNIT_CHARACTERS:
-            rule = f"must have at most {MAX_UNIT_CHARACTERS}"  # and is not repeated
-            message = f"unit has {len(unit)} characters, {rule}."
-            raise ApiError(422, "invalid_request", message, "unit")
+            raise _too_long(unit)
+        context = self._context(view, request)
         eligible = view.eligible
         if request.eligible is not None:
             eligible = self._narrowed(view, request.eligible)
-        nonce = self._nonce()
-        if status == "paused" or request.consent == "none":
+        nonce, snapshot, kept = next(self._nonces), view.snapshot, consent != "none"
+        if status == "paused" or not kept:
             drawn = Drawn(_fallback_arm(view, eligible), 1.0, 0.0, FALLBACK)
         else:
-            drawn = decide(view.snapshot, nonce, unit, eligible, request.context)
-        snapshot = view.snapshot
-        at_ms = time.time_ns() // 1_000_000
-        kept = request.consent != "none"
+            drawn = decide(snapshot, nonce, unit, eligible, context.given)
         decision_id = view.signer.mint(
             view.shard, snapshot.key, at_ms, snapshot.version, drawn.arm, nonce, kept
         )
         outcome = self._outcome(view, drawn, eligible)
-        if kept:
-            draw, pseudonym = drawn.draw, None
-            if unit is not None:
-                draw, pseudonym = _hidden(view, nonce, unit, draw)
-            context = self._context(view, request.context)
-            self._writer.decided(
-                view.shard,
-                Decision(outcome, decision_id, pseudonym, at_ms, draw, context),
-            )
         self.by_mode[outcome.mode_and_serving] += 1
+        if kept:
+            draw, pseudonym = _stored(view, nonce, unit, drawn.draw)
+            record = outcome, decision_id, pseudonym, at_ms, draw, context.kept
+            self._decided(record)
         answer = b'{"decision_id":"' + decision_id + outcome.tail
         if request.trackers and kept:
             return with_trackers(answer, view, decision_id, drawn.arm, self._public_url)
         return answer
+
+    def _context(self, view: View, request: DecideRequest) -> Context:
+        """What a request says of itself; undeclared fields are counted."""
+        try:
+            context = _context_of(view, request)
+        except NOT_JSON as error:
+            raise not_decoded(error, "context") from None
+        if context.has_undeclared:
+            self.ignored["context"] += 1
+        return context
 
     def _outcome(
         self, view: View, drawn: Drawn, eligible: tuple[int, ...] | None
@@ -113,12 +203,6 @@ class Decider:
             view.outcomes[key] = outcome
         return outcome
 
-    def _context(self, view: View, given: dict[str, Any] | None) -> str | None:
-        """The declared fields as JSON; undeclared ones are counted."""
-        if given and not given.keys() <= view.context_names:
-            self.ignored["context"] += 1
-        return view.encode_context(given or {}) if view.context_names else None
-
     def _narrowed(self, view: View, wanted: list[str]) -> tuple[int, ...]:
         """Active arms among those wanted; unknown and retired ids are counted."""
         arms = {view.arms[v] for v in wanted if v in view.arms}
@@ -129,20 +213,23 @@ class Decider:
             raise ApiError(422, "nothing_eligible", message, "eligible")
         return tuple(sorted(arms))
 
-    def _nonce(self) -> bytes:
-        """Fresh random bytes, drawn from the system a page at a time."""
-        if self._used >= len(self._pool):
-            self._pool, self._used = urandom(_NONCE_POOL), 0
-        nonce = self._pool[self._used : self._used + NONCE_BYTES]
-        self._used += NONCE_BYTES
-        return nonce
+
+def _fresh_nonces() -> Iterator[bytes]:
+    """Random bytes for ever, drawn from the system a page at a time."""
+    while True:
+        page = urandom(NONCES_AT_ONCE * NONCE_BYTES)
+        yield from np.frombuffer(page, f"V{NONCE_BYTES}").tolist()
 
 
-def _hidden(view: View, nonce: bytes, unit: str, draw: float) -> tuple[float, str]:
-    """What is stored of a decision's draw and unit, where it has a unit."""
-    sticky = view.snapshot.experiment.allocation.sticky == "unit"
-    stored = view.signer.masked(nonce, draw) if sticky else draw
-    return stored, view.signer.pseudonym(unit)
+def _stored(
+    view: View, nonce: bytes, unit: str | None, draw: float
+) -> tuple[float, str | None]:
+    """What is stored of a decision's draw and unit."""
+    if unit is None:
+        return draw, None
+    if view.is_sticky:
+        draw = view.signer.masked(nonce, draw)
+    return draw, view.signer.pseudonym(unit)
 
 
 def _fallback_arm(view: View, eligible: tuple[int, ...] | None) -> int:
@@ -150,6 +237,27 @@ def _fallback_arm(view: View, eligible: tuple[int, ...] | None) -> int:
     allowed = view.snapshot.full.eligible if eligible is None else eligible
     control = view.record.spec.control_arm
     return control if control in allowed or not allowed else allowed[0]
+
+
+def _context_of(view: View, request: DecideRequest) -> Context:
+    """The context as the view reads it; without consent it is only checked."""
+    text = request.context
+    if text is msgspec.UNSET:
+        return view.no_context
+    if request.consent == "none":
+        read_context(bytes(text))
+        return view.no_context
+    return view.context(bytes(text))
+
+
+def _is_too_long(unit: str | None) -> bool:
+    return unit is not None and len(unit) > MAX_UNIT_CHARACTERS
+
+
+def _too_long(unit: str) -> ApiError:
+    rule = f"must have at most {MAX_UNIT_CHARACTERS}"  # and is not repeated
+    message = f"unit has {len(unit)} characters, {rule}."
+    return ApiError(422, "invalid_request", message, "unit")
 
 
 def _not_running(record: ExperimentRecord) -> ApiError:

@@ -4,9 +4,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from bandolero.experiment import Fault
 
 _FIELD = re.compile(r"`\$\.([^`]+)`$|\bfield `([^`]+)`")
+
+NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What a JSON decoder raises."""
 
 
 class ApiError(Exception):
@@ -53,6 +58,16 @@ def field_named_in(message: str) -> str | None:
     """
     found = _FIELD.search(message)
     return found and (found[1] or found[2])
+
+
+def not_decoded(error: Exception, field: str | None = None) -> ApiError:
+    """What is wrong with a body, or with the part of it that is `field`."""
+    told = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return ApiError(400, "malformed_json", f"the body is not JSON: {told}.")
+    if field is not None:
+        told = told.partition(" - at ")[0] + f" - at `$.{field}`"
+    return ApiError(422, "invalid_request", f"{told}.", field or field_named_in(told))
 
 
 def unknown_experiment(experiment_id: str) -> ApiError:

@@ -7,13 +7,13 @@ field, its value and the rule, and the others are accepted.
 import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import datetime
-from math import isfinite
 from typing import Any
 
 import msgspec
 
-from bandolero_service.errors import ApiError, field_named_in
+from bandolero_service.errors import NOT_JSON, ApiError, field_named_in, not_decoded
 from bandolero_service.ids import DecisionId, ForgedIdError
 from bandolero_service.record import Row
 from bandolero_service.settings import Settings
@@ -24,10 +24,11 @@ MAX_ID_CHARACTERS = 128
 MAX_VALUE = 1e12
 MICROS = 1_000_000
 DAY_MS = 86_400_000
+_USUAL_TYPES = frozenset(("impression", "click", "conversion", "refund", "retract"))
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
-class Event(msgspec.Struct, forbid_unknown_fields=True):
+class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One event as a client sends it."""
 
     event_id: str
@@ -41,6 +42,12 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
 class EventBatch(msgspec.Struct, forbid_unknown_fields=True):
     """Body of `POST /v1/events`."""
 
+    events: list[Event]
+
+
+class LooseBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """The same, where not every item is an event: they are read one by one."""
+
     events: list[msgspec.Raw]
 
 
@@ -52,6 +59,10 @@ class Judged:
         self.rows: dict[int, list[Row]] = defaultdict(list)
         self.rejected: list[dict[str, Any]] = []
 
+    def reject(self, index: int, error: ApiError) -> None:
+        """Note that an event was rejected."""
+        self.rejected.append({"index": index, "error": error.detail()})
+
 
 class EventDesk:
     """Judges the events of one worker."""
@@ -61,32 +72,60 @@ class EventDesk:
         self.rejected: Counter[str] = Counter()
         self._views = views
         self._max_age_ms = round(settings.accept_events_days * DAY_MS)
+        self._decode_batch = msgspec.json.Decoder(EventBatch).decode
+        self._decode_loose = msgspec.json.Decoder(LooseBatch).decode
         self._decode = msgspec.json.Decoder(Event).decode
 
-    def judge(self, tenant: str, batch: EventBatch) -> Judged:
-        """Sort a batch into rows for the log and rejections."""
-        if len(batch.events) > MAX_EVENTS:
-            message = (
-                f"events has {len(batch.events)} items, must have <= {MAX_EVENTS}."
-            )
-            raise ApiError(422, "too_many_events", message, "events")
+    def judge(self, tenant: str, events: Sequence[Event | ApiError]) -> Judged:
+        """Sort a batch, as `read`, into rows for the log and rejections."""
         now_ms = time.time_ns() // 1_000_000
         judged = Judged()
-        for index, raw in enumerate(batch.events):
+        for index, event in enumerate(events):
             try:
-                shard, row = self._row(tenant, raw, now_ms)
+                if isinstance(event, ApiError):
+                    raise event
+                shard, row = self._row(tenant, event, now_ms)
             except ApiError as error:
                 self.rejected[error.code] += 1
-                judged.rejected.append({"index": index, "error": error.detail()})
+                judged.reject(index, error)
             else:
                 judged.rows[shard].append(row)
                 judged.accepted += 1
         self.accepted += judged.accepted
         return judged
 
-    def _row(self, tenant: str, raw: msgspec.Raw, now_ms: int) -> tuple[int, Row]:
+    def read(self, body: bytes) -> Sequence[Event | ApiError]:
+        """The events of a body; where one is none, what is wrong with it.
+
+        Raises
+        ------
+        ApiError
+            When the body is no batch of events, or too large a one.
+        """
+        try:
+            events = self._decode_batch(body).events
+        except NOT_JSON:
+            return self._one_by_one(body)
+        _check_length(events)
+        return events
+
+    def _one_by_one(self, body: bytes) -> list[Event | ApiError]:
+        try:
+            items = self._decode_loose(body).events
+        except NOT_JSON as error:
+            raise not_decoded(error) from None
+        _check_length(items)
+        return [self._event(item) for item in items]
+
+    def _event(self, item: msgspec.Raw) -> Event | ApiError:
+        try:
+            return self._decode(item)
+        except NOT_JSON as error:
+            field = field_named_in(str(error))
+            return ApiError(422, "invalid_event", f"{error}.", field)
+
+    def _row(self, tenant: str, event: Event, now_ms: int) -> tuple[int, Row]:
         """The event's shard and its row of `bandolero.log.EVENTS`."""
-        event = self._decoded(raw)
         _check(event)
         decision = self._decision(tenant, event, now_ms)
         name = self._views.experiment_id(tenant, decision.key)
@@ -102,14 +141,6 @@ class EventDesk:
             _event_time_ms(event.at, decision.decided_at_ms, now_ms),
             now_ms,
         )
-
-    def _decoded(self, raw: msgspec.Raw) -> Event:
-        try:
-            event: Event = self._decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            field = field_named_in(str(error))
-            raise ApiError(422, "invalid_event", f"{error}.", field) from None
-        return event
 
     def _decision(self, tenant: str, event: Event, now_ms: int) -> DecisionId:
         try:
@@ -130,14 +161,20 @@ class EventDesk:
         return decision
 
 
+def _check_length(events: Sequence[Any]) -> None:
+    if len(events) > MAX_EVENTS:
+        message = f"events has {len(events)} items, must have <= {MAX_EVENTS}."
+        raise ApiError(422, "too_many_events", message, "events")
+
+
 def _check(event: Event) -> None:
     """Rules of single fields."""
-    for field, name in (("event_id", event.event_id), ("retracts", event.retracts)):
-        if name is not None and not 1 <= len(name) <= MAX_ID_CHARACTERS:
-            raise _broken(field, name[:20], "must have 1 to 128 characters")
-    if not _TYPE.fullmatch(event.type):
+    _check_id("event_id", event.event_id)
+    if event.retracts is not None:
+        _check_id("retracts", event.retracts)
+    if event.type not in _USUAL_TYPES and not _TYPE.fullmatch(event.type):
         raise _broken("type", event.type[:40], "must be a lower-case word")
-    if not isfinite(event.value) or abs(event.value) > MAX_VALUE:
+    if not -MAX_VALUE <= event.value <= MAX_VALUE:  # not a number is not within
         raise _broken("value", event.value, f"must be finite and within {MAX_VALUE:g}")
     if event.type == "refund" and event.value <= 0.0:
         raise _broken("value", event.value, "must be > 0 in a refund, which subtracts")
@@ -146,6 +183,11 @@ def _check(event: Event) -> None:
         raise _broken("retracts", event.retracts, rule)
     if event.at is not None and event.at.tzinfo is None:
         raise _broken("at", event.at.isoformat(), "must have a time zone")
+
+
+def _check_id(field: str, name: str) -> None:
+    if not 1 <= len(name) <= MAX_ID_CHARACTERS:
+        raise _broken(field, name[:20], "must have 1 to 128 characters")
 
 
 def _broken(field: str, value: object, rule: str) -> ApiError:

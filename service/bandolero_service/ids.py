@@ -9,7 +9,7 @@ id nobody can make one, nor an id from a token, nor one purpose's from another's
 """
 
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 from struct import Struct
@@ -21,7 +21,8 @@ MAC_BYTES = 16
 ID_CHARACTERS = 64
 _DRAWS = 2**53
 """How many draws there are: 53 random bits each."""
-_LAYOUT = Struct(">BBH8sHIIH8s")
+_START = Struct(">BBH8sHIIH")
+_LAYOUT = Struct(_START.format + "8s")
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
 
@@ -85,18 +86,30 @@ class Signer:
         kept: bool = True,
     ) -> bytes:
         """The signed id of a decision; the arguments are the fields of `DecisionId`."""
-        body = _LAYOUT.pack(
-            KEPT if kept else UNKEPT,
-            self._key_id,
-            shard,
-            key,
-            at_ms >> 32,
-            at_ms & 0xFFFFFFFF,
-            version,
-            arm,
-            nonce,
-        )
+        form = KEPT if kept else UNKEPT
+        when = at_ms >> 32, at_ms & 0xFFFFFFFF
+        body = _LAYOUT.pack(form, self._key_id, shard, key, *when, version, arm, nonce)
         return _text(body + _mac(self._mac, body))
+
+    def mint_alike(
+        self,
+        shard: int,
+        key: bytes,
+        at_ms: int,
+        version: int,
+        arms: Sequence[int],
+        nonces: Sequence[bytes],
+    ) -> list[bytes]:
+        """Ids of kept decisions that differ by arm and nonce alone, as `mint` signs them."""
+        when = at_ms >> 32, at_ms & 0xFFFFFFFF
+        start = KEPT, self._key_id, shard, key, *when, version
+        starts = {arm: _START.pack(*start, arm) for arm in set(arms)}
+        bodies = [starts[a] + nonce for a, nonce in zip(arms, nonces, strict=True)]
+        hasher = self._mac
+        text = _text(b"".join([body + _mac(hasher, body) for body in bodies]))
+        return [
+            text[at : at + ID_CHARACTERS] for at in range(0, len(text), ID_CHARACTERS)
+        ]
 
     def read(self, decision_id: str) -> DecisionId:
         """Check and read an id.
@@ -206,6 +219,7 @@ def _parts(text: str) -> tuple[bytes, bytes]:
 
 
 def _text(data: bytes) -> bytes:
+    """Base64url; of several ids one after the other, for none needs padding."""
     return binascii.b2a_base64(data, newline=False).translate(_TO_URL)
 
 

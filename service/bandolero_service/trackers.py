@@ -5,13 +5,12 @@ request, each good for one event of that decision and nothing else. The landing 
 click is the variant's own; nothing of a tracker's query is ever read.
 """
 
-import json
 from typing import NamedTuple
 
 import msgspec
 
 from bandolero.landing import landing_url
-from bandolero_service.events import EventBatch, EventDesk, Judged
+from bandolero_service.events import Event, EventDesk, Judged
 from bandolero_service.ids import ForgedIdError, key_in
 from bandolero_service.views import View, Views
 
@@ -73,9 +72,8 @@ class Trackers:
         event_id = f"tracker-{kind}"
         if f"{event_id} {tracked.decision_id}" in self._recorded:
             return None
-        told = {"event_id": event_id, "decision_id": tracked.decision_id, "type": kind}
-        batch = EventBatch([msgspec.Raw(json.dumps(told).encode())])
-        judged = self._desk.judge(tracked.tenant, batch)
+        told = Event(event_id, tracked.decision_id, kind)
+        judged = self._desk.judge(tracked.tenant, [told])
         if judged.rejected:
             raise UnknownTrackerError
         return judged

@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from bandolero.codec import DamagedBytesError
 from bandolero.draws import NONCE_BYTES
@@ -46,6 +48,23 @@ MAX_WARMED_SETS = 256
 WARM_S = 0.1
 """Eligible sets are computed for so long at a time: changes must not wait for them."""
 MISSING_KEYS_PER_S = 20
+MAX_CONTEXTS = 256
+"""Contexts that a view remembers: most experiments see few, over and over."""
+NO_VIEWS: Mapping[str, "View"] = {}
+read_context = msgspec.json.Decoder(dict[str, Any] | None).decode
+"""A context from its JSON text."""
+
+
+class Context(NamedTuple):
+    """A request's context, read.
+
+    given: as decoded. kept: its declared fields as JSON, as the log keeps them; None
+    where none is declared. has_undeclared: whether it has fields beside these.
+    """
+
+    given: dict[str, Any]
+    kept: str | None
+    has_undeclared: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +72,7 @@ class View:
     """All a worker needs to answer for one experiment.
 
     eligible: None when every arm of the snapshot is active now; else those that are.
+    is_alike: whether nothing but the nonce tells two usual decisions apart.
     outcomes: remembered by (arm, mode, serving); see `bandolero_service.record`.
     """
 
@@ -63,29 +83,57 @@ class View:
     eligible: tuple[int, ...] | None = field(init=False)
     arms: dict[str, int] = field(init=False)
     answers: list[bytes] = field(init=False)
-    context_names: frozenset[str] = field(init=False)
-    encode_context: Callable[[Mapping[str, object]], str] = field(init=False)
+    is_alike: bool = field(init=False)
+    is_sticky: bool = field(init=False)
     outcomes: dict[tuple[int, str, str], Any] = field(init=False)
+    no_context: Context = field(init=False)
+    _contexts: dict[bytes, Context] = field(init=False)
+    _encode_context: Callable[[Mapping[str, object]], str] = field(init=False)
+    _context_names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive what is looked up per decision."""
-        n_known = len(self.snapshot.experiment.variants)
+        put, snapshot, spec = object.__setattr__, self.snapshot, self.record.spec
+        n_known = len(snapshot.experiment.variants)
         active = tuple(arm for arm in self.record.active_arms if arm < n_known)
-        same = active == self.snapshot.full.eligible
-        object.__setattr__(self, "eligible", None if same else active)
-        object.__setattr__(self, "arms", {self.variant_id(a): a for a in active})
-        variants = self.record.spec.variants
-        answers = [_answer_part(self.record.experiment_id, v) for v in variants]
-        object.__setattr__(self, "answers", answers)
-        encode = context_encoder(self.record.spec.context)
-        names = frozenset(field.name for field in self.record.spec.context)
-        object.__setattr__(self, "encode_context", encode)
-        object.__setattr__(self, "context_names", names)
-        object.__setattr__(self, "outcomes", {})
+        same = active == snapshot.full.eligible
+        put(self, "eligible", None if same else active)
+        put(self, "arms", {self.variant_id(a): a for a in active})
+        answers = [_answer_part(self.record.experiment_id, v) for v in spec.variants]
+        put(self, "answers", answers)
+        is_alike = self.record.status == "running" and same and snapshot.is_alike
+        put(self, "is_alike", is_alike)
+        sticky = snapshot.experiment.allocation.sticky
+        put(self, "is_sticky", sticky == "unit")
+        put(self, "outcomes", {})
+        put(self, "_encode_context", context_encoder(spec.context))
+        put(self, "_context_names", frozenset(field.name for field in spec.context))
+        put(self, "_contexts", {})
+        put(self, "no_context", self._read_context(b"null"))
 
     def variant_id(self, arm: int) -> str:
         """The id of an arm's variant."""
         return self.record.spec.variants[arm].id
+
+    def context(self, text: bytes) -> Context:
+        """A context from its JSON text, an object or null.
+
+        Raises
+        ------
+        msgspec.MsgspecError, UnicodeDecodeError, RecursionError
+            When it is none.
+        """
+        return self._contexts.get(text) or self._read_context(text)
+
+    def _read_context(self, text: bytes) -> Context:
+        given = read_context(text) or {}
+        names = self._context_names
+        kept = self._encode_context(given) if names else None
+        context = Context(given, kept, not given.keys() <= names)
+        if len(self._contexts) >= MAX_CONTEXTS:
+            self._contexts.clear()
+        self._contexts[text] = context
+        return context
 
 
 class Views:
@@ -100,6 +148,7 @@ class Views:
         self._keys_generation = -1
         self._next_expiry_ms = auth.NEVER_MS
         self._views: dict[str, View] = {}
+        self._by_tenant: dict[str, dict[str, View]] = {}
         self._by_key: dict[bytes, View] = {}
         self._api_keys: dict[str, ApiKey] = {}
         self.authorised: dict[tuple[bytes, str], ApiKey] = {}
@@ -156,7 +205,11 @@ class Views:
 
     def view(self, tenant: str, experiment_id: str) -> View | None:
         """The view of a tenant's experiment."""
-        return self._views.get(f"{tenant}/{experiment_id}")
+        return self.of(tenant).get(experiment_id)
+
+    def of(self, tenant: str) -> Mapping[str, View]:
+        """A tenant's views by experiment id; swapped whole at every change."""
+        return self._by_tenant.get(tenant, NO_VIEWS)
 
     def experiment_id(self, tenant: str, key: bytes) -> str | None:
         """The id behind an experiment key of a tenant, where this worker knows it."""
@@ -344,7 +397,11 @@ class Views:
         self._cache.changed(name, SNAPSHOT_RESTS_S if same else 0.0)
 
     def _show(self, views: dict[str, View]) -> None:
-        self._views = views
+        by_tenant: dict[str, dict[str, View]] = {}
+        for view in views.values():
+            record = view.record
+            by_tenant.setdefault(record.tenant, {})[record.experiment_id] = view
+        self._views, self._by_tenant = views, by_tenant
         self._by_key = {view.snapshot.key: view for view in views.values()}
 
     def _updated(

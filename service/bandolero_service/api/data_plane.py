@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from time import perf_counter_ns
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bandolero_service.api.request_ids import REQUEST_ID, Traced, given_id, new_id
 from bandolero_service.api.seals import Sealed
 from bandolero_service.decide import Decider, DecideRequest
-from bandolero_service.errors import ApiError, field_named_in, store_down
-from bandolero_service.events import EventBatch, EventDesk
+from bandolero_service.errors import NOT_JSON, ApiError, not_decoded, store_down
+from bandolero_service.events import EventDesk
 from bandolero_service.logs import Trace
 from bandolero_service.metrics import FAULTS, REFUSED, count
 from bandolero_service.settings import Settings
@@ -36,12 +36,17 @@ _MORE_HEADERS: dict[int, Headers] = {
     405: [(b"allow", b"POST")],
     503: [(b"retry-after", b"1")],
 }
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class DecideBatch(msgspec.Struct, forbid_unknown_fields=True):
     """Body of `POST /v1/decide/batch`."""
+
+    requests: list[DecideRequest]
+
+
+class LooseBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """The same, where not every item is a request: they are read one by one."""
 
     requests: list[msgspec.Raw]
 
@@ -70,7 +75,7 @@ class DataPlane:
         self._max_body_bytes = settings.max_body_bytes
         self._decode_request = msgspec.json.Decoder(DecideRequest).decode
         self._decode_batch = msgspec.json.Decoder(DecideBatch).decode
-        self._decode_events = msgspec.json.Decoder(EventBatch).decode
+        self._decode_loose = msgspec.json.Decoder(LooseBatch).decode
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/decide": ("decide", self._decide),
             "/v1/decide/batch": ("decide", self._decide_batch),
@@ -84,14 +89,18 @@ class DataPlane:
             await self._app(scope, receive, send)
             return
         more: Headers = ()
-        request_id = given_id(scope["headers"])
+        given = dict(scope["headers"])
+        request_id = given_id(scope["headers"]) if REQUEST_ID in given else None
         key: ApiKey | None = None
         try:
             if route is None:  # here, because the framework would refuse in plain text
                 raise too_large(self._max_body_bytes)
             if scope["method"] != "POST":
                 raise ApiError(405, "method_not_allowed", "the method must be POST.")
-            key = self._checked(scope, route[0]) or await self._check(scope, route[0])
+            header = given.get(b"authorization", b"")
+            key = self._views.authorised.get((header, route[0]))
+            if key is None:
+                key = await self._check(header, route[0])
             message = await receive()
             body = message.get("body", b"")
             if message.get("more_body", False) or len(body) > self._max_body_bytes:
@@ -124,8 +133,8 @@ class DataPlane:
         began = perf_counter_ns()
         try:
             request = self._decode_request(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            request = _decoded(self._decode_request, body)  # says what is wrong
+        except NOT_JSON as error:
+            raise not_decoded(error) from None
         answer = self.decider.answer(key.tenant, request)
         us = (perf_counter_ns() - began) // 1000
         self.latency_sum_us += us
@@ -133,22 +142,32 @@ class DataPlane:
         return 200, answer
 
     def _decide_batch(self, key: ApiKey, body: bytes) -> Answer:
-        requests = _decoded(self._decode_batch, body).requests
-        if len(requests) > MAX_BATCH:
-            message = f"requests has {len(requests)} items, must have <= {MAX_BATCH}."
-            raise ApiError(422, "too_many_requests_in_batch", message, "requests")
-        answers = [self._one_of_batch(key.tenant, raw) for raw in requests]
+        try:
+            requests = self._decode_batch(body).requests
+        except NOT_JSON:
+            answers = self._one_by_one(key.tenant, body)
+        else:
+            _check_length(requests)
+            answers = self.decider.answers(key.tenant, requests)
         return 200, b'{"decisions":[' + b",".join(answers) + b"]}"
 
-    def _one_of_batch(self, tenant: str, raw: msgspec.Raw) -> bytes:
+    def _one_by_one(self, tenant: str, body: bytes) -> list[bytes]:
+        """Answers to a batch in which some item is no request, with its error in place."""
         try:
-            return self.decider.answer(tenant, _decoded(self._decode_request, raw))
-        except ApiError as error:
-            refused: bytes = msgspec.json.encode(error.body())
-            return refused
+            items = self._decode_loose(body).requests
+        except NOT_JSON as error:
+            raise not_decoded(error) from None
+        _check_length(items)
+        return [self._answer_or_refusal(tenant, item) for item in items]
+
+    def _answer_or_refusal(self, tenant: str, item: msgspec.Raw) -> bytes:
+        try:
+            return self.decider.answers(tenant, [self._decode_request(item)])[0]
+        except NOT_JSON as error:
+            return msgspec.json.encode(not_decoded(error).body())
 
     async def _events(self, key: ApiKey, body: bytes) -> Answer:
-        judged = self.desk.judge(key.tenant, _decoded(self._decode_events, body))
+        judged = self.desk.judge(key.tenant, self.desk.read(body))
         if judged.accepted:
             failure = await self.durable(judged.rows)
             if failure is not None:
@@ -170,14 +189,9 @@ class DataPlane:
         self._writer.told(rows, done)
         return await future
 
-    def _checked(self, scope: Scope, wanted: str) -> ApiKey | None:
-        """The request's key, where its header was checked before."""
-        return self._views.authorised.get((_authorization(scope), wanted))
-
-    async def _check(self, scope: Scope, wanted: str) -> ApiKey:
+    async def _check(self, header: bytes, wanted: str) -> ApiKey:
         """Check a header for the first time; a key made a moment ago asks the store."""
         checked = self._views.authorised
-        header = _authorization(scope)
         find = self._views.api_key_now
         text = header.decode("latin-1")
         key = await asyncio.to_thread(authorised, find, text, wanted)
@@ -196,13 +210,6 @@ class DataPlane:
         if len(body) > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
         return body
-
-
-def _authorization(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return bytes(value)
-    return b""
 
 
 def authorised(
@@ -232,17 +239,10 @@ def too_large(max_bytes: int) -> ApiError:
     return ApiError(413, "too_large", f"the body must have at most {max_bytes} bytes.")
 
 
-def _decoded(decode: Callable[[Any], T], body: Any) -> T:
-    """Decode a body; what is wrong with it as our error."""
-    try:
-        return decode(body)
-    except msgspec.ValidationError as error:
-        field = field_named_in(str(error))
-        raise ApiError(422, "invalid_request", f"{error}.", field) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(
-            400, "malformed_json", f"the body is not JSON: {error}."
-        ) from None
+def _check_length(requests: Sequence[Any]) -> None:
+    if len(requests) > MAX_BATCH:
+        message = f"requests has {len(requests)} items, must have <= {MAX_BATCH}."
+        raise ApiError(422, "too_many_requests_in_batch", message, "requests")
 
 
 def _announced_bytes(scope: Scope) -> int:
