@@ -65,6 +65,11 @@ _IPC_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 """Not zstd, which takes half a millisecond a block, however small, to save a third."""
 
 
+def warm_up() -> None:
+    """Have Arrow load what its first conversion loads, which takes a third of a second."""
+    pa.array([""])
+
+
 def write_block(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> bytes:
     """Bytes of a block; each row is a tuple in the schema's order."""
     columns = zip(*rows, strict=True)

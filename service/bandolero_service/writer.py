@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from bandolero.log import EVENTS, block_of, write_block
+from bandolero.log import EVENTS, block_of, warm_up, write_block
 from bandolero_service.record import Decision, Row, rows_by_shard
 from bandolero_service.settings import Settings
 from bandolero_service.spool import Spool, SpoolFullError, orphans
@@ -59,6 +59,7 @@ class LogWriter:
 
     def start(self) -> None:
         """Begin to write."""
+        warm_up()
         self._thread.start()
 
     def stop(self) -> None:
