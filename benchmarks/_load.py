@@ -126,7 +126,7 @@ class _Caller(asyncio.Protocol):
             return
         now = time.perf_counter()
         self.took_ms.append((now - self._sent_at) * 1e3)
-        self.n_bad += not self._buffer.startswith(b"HTTP/1.1 200")
+        self.n_bad += not self._buffer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 202"))
         self._buffer, self._length = b"", 0
         if now < self._ends_at:
             self._send()
@@ -143,15 +143,20 @@ class _Caller(asyncio.Protocol):
         self._next += 1
 
 
-async def _call(seconds: float, job: Job) -> Load:
+def requests_of(job: Job) -> list[bytes]:
+    """The requests of a job as they go over the wire."""
     head = (
         f"POST {job.path} HTTP/1.1\r\nHost: 127.0.0.1:{job.port}\r\n"
         f"Authorization: Bearer {job.key}\r\nContent-Type: application/json\r\n"
     )
-    requests = [
+    return [
         f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         for body in job.bodies.read_bytes().splitlines()
     ]
+
+
+async def _call(seconds: float, job: Job) -> Load:
+    requests = requests_of(job)
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     callers = []

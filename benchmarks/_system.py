@@ -19,6 +19,8 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 TENANT = "acme"
 EXPERIMENT = "spring-hero"
+CONTEXTUAL = "by-context"
+D = 32
 HEADLINES = (
     "Spring is here: new arrivals every day",
     "Your garden called. It wants you back",
@@ -57,6 +59,35 @@ def experiment_spec() -> dict[str, Any]:
     }
 
 
+def contextual_spec(n_variants: int = 100) -> dict[str, Any]:
+    """A `linear_thompson` experiment of 32 features."""
+    variants = [
+        {"id": f"v{i}", "creative": {"headline": HEADLINES[i % len(HEADLINES)]}}
+        for i in range(n_variants)
+    ]
+    levels = [f"l{i}" for i in range(9)]
+    context = [
+        {"name": name, "kind": "categorical", "levels": levels}
+        for name in ("site", "region")
+    ]
+    context += [{"name": f"x{i}", "kind": "numeric"} for i in range(D - 1 - 20)]
+    return {
+        "experiment": CONTEXTUAL,
+        "tenant": TENANT,
+        "policy": {"kind": "linear_thompson"},
+        "context": context,
+        "variants": variants,
+    }
+
+
+def contextual_body(i: int) -> bytes:
+    """Body of the i-th decide request for the contextual experiment: no two alike."""
+    context: dict[str, Any] = {"site": f"l{i % 9}", "region": f"l{i % 7}"}
+    context |= {f"x{j}": (i * (j + 3)) % 101 / 101 for j in range(D - 1 - 20)}
+    request = {"experiment": CONTEXTUAL, "unit": f"u-{i:07d}", "context": context}
+    return json.dumps(request).encode()
+
+
 def decide_body(i: int) -> bytes:
     """Body of the i-th decide request of a run."""
     device = ("mobile", "desktop", "tablet")[i % 3]
@@ -65,27 +96,28 @@ def decide_body(i: int) -> bytes:
     return json.dumps(request).encode()
 
 
-def prepare(data_dir: Path) -> str:
-    """Make a key and a running experiment in a data directory; the key."""
+def prepare(data_dir: Path, *specs: dict[str, Any]) -> str:
+    """Make a key and running experiments in a data directory; the key."""
     file = data_dir / "experiment.json"
     data_dir.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(experiment_spec()))
-    _command(data_dir, "experiment", "apply", str(file), "--start")
+    for spec in specs or (experiment_spec(),):
+        file.write_text(json.dumps(spec))
+        _command(data_dir, "experiment", "apply", str(file), "--start")
     scopes = ("--scopes", "decide,events,report,admin")
     return _command(data_dir, "keys", "create", "--tenant", TENANT, *scopes).split()[-1]
 
 
 class Server:
-    """A running `bandolero serve --workers 1` on the embedded store."""
+    """A running `bandolero serve` on the embedded store."""
 
-    def __init__(self, data_dir: Path, port: int) -> None:
+    def __init__(self, data_dir: Path, port: int, n_workers: int = 1) -> None:
         self.port = port
         self.began = time.perf_counter()
         with (data_dir / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *COMMAND, "serve", "--data-dir", str(data_dir),
-                    "--port", str(port), "--workers", "1",
+                    "--port", str(port), "--workers", str(n_workers),
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
@@ -127,8 +159,12 @@ class Server:
         return {pid: commands[pid] for pid in own}
 
     def worker_pid(self) -> int:
-        """The API worker."""
-        return next(p for p, command in self.pids().items() if "--role api" in command)
+        """The API worker, or one of them."""
+        return self.worker_pids()[0]
+
+    def worker_pids(self) -> list[int]:
+        """The API workers."""
+        return sorted(p for p, line in self.pids().items() if "--role api" in line)
 
     def stop(self) -> int:
         """End by SIGTERM; by force where that does not help. The exit code."""
@@ -141,9 +177,9 @@ class Server:
 
 
 @contextmanager
-def running(data_dir: Path) -> Iterator[Server]:
+def running(data_dir: Path, n_workers: int = 1) -> Iterator[Server]:
     """A system on a free port, ended at the end."""
-    server = Server(data_dir, free_port())
+    server = Server(data_dir, free_port(), n_workers)
     try:
         yield server
     finally:
