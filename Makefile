@@ -15,7 +15,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types imports coverage wheel-test bench bench-peers lock clean
+.PHONY: help demo test lint format types imports audit coverage wheel-test bench bench-peers lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -61,6 +61,9 @@ types: $(VENV)/.dev  ## check types
 
 imports: $(VENV)/.dev  ## check who may import whom
 	$(BIN)/lint-imports
+
+audit: $(VENV)/.dev  ## look for known vulnerabilities in what users install
+	$(BIN)/python .ci/audit.py requirements.lock
 
 # Kernels run as plain Python here, so that their lines are seen; hence the longer time limit,
 # and a process a core.

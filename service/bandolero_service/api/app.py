@@ -5,6 +5,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from bandolero import __version__
 from bandolero.lake.catalog import Lake
@@ -80,15 +81,30 @@ def _handle_errors(app: FastAPI) -> None:
         )
 
     @app.exception_handler(HTTPException)
-    def http(_request: Request, error: HTTPException) -> Response:
+    def http(request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
         code = codes.get(error.status_code, "refused")
         count(REFUSED, code)
         body = ApiError(error.status_code, code, f"{error.detail}.").body()
-        return JSONResponse(body, error.status_code, error.headers)
+        headers = error.headers
+        if error.status_code == 405:  # the framework names those of one route only
+            headers = {"allow": ", ".join(_methods(app, request))}
+        return JSONResponse(body, error.status_code, headers)
 
     @app.exception_handler(Exception)
     def fault(_request: Request, _error: Exception) -> Response:
         count(FAULTS)
         body = ApiError(500, "internal", "something failed on our side.").body()
         return JSONResponse(body, 500)
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """The methods that a path has."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] == Match.FULL
+            for route in app.routes
+        )
+    ]

@@ -7,6 +7,12 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import trail
 from bandolero_service.api.access import Access, Caller, admin, report
+from bandolero_service.api.answers import (
+    AuditLog,
+    ExperimentList,
+    ShownExperiment,
+    answers,
+)
 from bandolero_service.experiments import (
     Action,
     VariantAction,
@@ -27,7 +33,11 @@ def control_routes(store: Store, access: Access) -> APIRouter:
     Admin = Annotated[Caller, Depends(access.require(admin))]
     Reader = Annotated[Caller, Depends(access.require(report, admin))]
 
-    @router.put("/{experiment_id}", summary="Create or change an experiment")
+    @router.put(
+        "/{experiment_id}",
+        summary="Create or change an experiment",
+        responses=answers(ShownExperiment, 200, 201),
+    )
     def put(
         experiment_id: str,
         body: Annotated[dict[str, Any], Body(description="design: experiment file")],
@@ -41,18 +51,27 @@ def control_routes(store: Store, access: Access) -> APIRouter:
         response.status_code = 201 if old is None else 200
         return _shown(record, response)
 
-    @router.get("", summary="List experiments")
+    @router.get("", summary="List experiments", responses=answers(ExperimentList, 200))
     def list_experiments(caller: Reader) -> dict[str, Any]:
         records = sorted(
             records_of(store, caller.tenant), key=lambda r: r.experiment_id
         )
         return {"experiments": [_summary(record) for record in records]}
 
-    @router.get("/{experiment_id}", summary="Show an experiment")
+    @router.get(
+        "/{experiment_id}",
+        summary="Show an experiment",
+        responses=answers(ShownExperiment, 200),
+    )
     def show(experiment_id: str, caller: Reader, response: Response) -> dict[str, Any]:
         return _shown(required_record(store, caller.tenant, experiment_id), response)
 
-    @router.post("/{experiment_id}/variants", status_code=201, summary="Add a variant")
+    @router.post(
+        "/{experiment_id}/variants",
+        status_code=201,
+        summary="Add a variant",
+        responses=answers(ShownExperiment, 201),
+    )
     def add_variant(
         experiment_id: str,
         body: Annotated[dict[str, Any], Body()],
@@ -69,7 +88,11 @@ def control_routes(store: Store, access: Access) -> APIRouter:
         record = change(store, author, caller.tenant, experiment_id, "variant", added)
         return _shown(record, response)
 
-    @router.post("/{experiment_id}/{action}", summary="Start, pause or stop")
+    @router.post(
+        "/{experiment_id}/{action}",
+        summary="Start, pause or stop",
+        responses=answers(ShownExperiment, 200),
+    )
     def act(
         experiment_id: str, action: Action, caller: Admin, response: Response
     ) -> dict[str, Any]:
@@ -86,6 +109,7 @@ def control_routes(store: Store, access: Access) -> APIRouter:
     @router.post(
         "/{experiment_id}/variants/{variant_id}/{action}",
         summary="Pause, resume or retire a variant",
+        responses=answers(ShownExperiment, 200),
     )
     def act_on_variant(
         experiment_id: str,
@@ -112,7 +136,11 @@ def audit_routes(store: Store, access: Access) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["operations"])
     Admin = Annotated[Caller, Depends(access.require(admin))]
 
-    @router.get("/audit", summary="Who did what to what, when")
+    @router.get(
+        "/audit",
+        summary="Who did what to what, when",
+        responses=answers(AuditLog, 200),
+    )
     def audit(
         caller: Admin, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from bandolero.experiment import Experiment
+from bandolero_service.api.data_plane import MAX_BATCH
 from bandolero_service.decide import DecideRequest
-from bandolero_service.events import Event
+from bandolero_service.events import MAX_EVENTS, Event
 
 _REF = "#/components/schemas/{}"
 _ERRORS = {
@@ -44,19 +45,21 @@ def with_data_plane(document: dict[str, Any]) -> dict[str, Any]:
     )
     paths["/v1/decide/batch"] = _post(
         "Decide for up to 1,000 requests, in order",
-        _object({"requests": _list(request)}),
+        _body({"requests": _any_of(request, MAX_BATCH)}),
         "Decisions",
         "200",
     )
     paths["/v1/events"] = _post(
         "Tell what happened; accepted means durable",
-        _object({"events": _list(event)}),
+        _body({"events": _any_of(event, MAX_EVENTS)}),
         "Accepted",
         "202",
         ("503",),
     )
     spec = paths["/v1/experiments/{experiment_id}"]["put"]["requestBody"]
     spec["content"]["application/json"]["schema"] = _ref("Experiment")
+    variant = paths["/v1/experiments/{experiment_id}/variants"]["post"]["requestBody"]
+    variant["content"]["application/json"]["schema"] = _ref("Variant")
     return document
 
 
@@ -65,7 +68,9 @@ def _say_key_and_errors(operation: dict[str, Any]) -> None:
     named = operation.get("parameters", [])
     operation["parameters"] = [p for p in named if p["name"] != "authorization"]
     operation["security"] = [{"key": []}]
-    codes = ("401", "403", "404", "409", "422", "503")
+    codes = ["401", "403", "404", "409", "422", "503"]
+    if "requestBody" in operation:
+        codes += ["400", "413"]
     operation["responses"] |= {
         code: _error(_ERRORS.get(code, "Refused")) for code in codes
     }
@@ -143,6 +148,15 @@ def _object(
 ) -> dict[str, Any]:
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required}
+
+
+def _body(properties: dict[str, Any]) -> dict[str, Any]:
+    return {**_object(properties), "additionalProperties": False}
+
+
+def _any_of(item: dict[str, Any], n_max: int) -> dict[str, Any]:
+    """A batch: a bad item does not spoil it, but gets an error in its place."""
+    return {**_list({"anyOf": [item, {}]}), "maxItems": n_max}
 
 
 def _list(items: dict[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BeforeValidator
 
 from bandolero.lake.catalog import Lake
 from bandolero_service.api.access import Access, Caller, admin, report
+from bandolero_service.api.answers import ExplainedDecision, ShownReport, answers
 from bandolero_service.errors import ApiError
 from bandolero_service.experiments import required_record
 from bandolero_service.explain import explain
@@ -19,7 +21,18 @@ MEDIA = {
     "csv": "text/csv; charset=utf-8",
     "parquet": "application/vnd.apache.parquet",
 }
+_OTHER_FORMATS = {
+    media.partition(";")[0]: {"schema": {"type": "string"}} for media in MEDIA.values()
+}
 _EPOCH = date(1970, 1, 1)
+
+
+def _iso(given: object) -> date:
+    """A date as ISO writes it, and no other way: a number is none."""
+    return date.fromisoformat(str(given))
+
+
+IsoDate = Annotated[date, BeforeValidator(_iso)]
 
 
 def report_routes(store: Store, lake: Lake, views: Views, access: Access) -> APIRouter:
@@ -31,14 +44,15 @@ def report_routes(store: Store, lake: Lake, views: Views, access: Access) -> API
         "/experiments/{experiment_id}/report",
         summary="Report of an experiment",
         response_model=None,
+        responses={200: {"model": ShownReport, "content": _OTHER_FORMATS}},
     )
     def get_report(
         experiment_id: str,
         caller: Reader,
         format: Format = "json",  # noqa: A002  # the contract's name
-        segment: str | None = None,
-        from_: Annotated[date | None, Query(alias="from")] = None,
-        to: date | None = None,
+        segment: Annotated[str | None, Query(include_in_schema=False)] = None,
+        from_: Annotated[IsoDate | None, Query(alias="from")] = None,
+        to: IsoDate | None = None,
     ) -> Response | dict[str, Any]:
         if segment is not None:
             message = f"segment == {segment!r}: reports by segment are not kept yet."
@@ -49,7 +63,11 @@ def report_routes(store: Store, lake: Lake, views: Views, access: Access) -> API
         built = report_of(store, record, _day(from_), _day(to))
         return rendered(built, format)
 
-    @router.get("/decisions/{decision_id}", summary="Explain a decision")
+    @router.get(
+        "/decisions/{decision_id}",
+        summary="Explain a decision",
+        responses=answers(ExplainedDecision, 200),
+    )
     def get_decision(decision_id: str, caller: Reader) -> dict[str, Any]:
         signer = views.signer(caller.tenant)
         return explain(store, lake, signer, caller.tenant, decision_id)

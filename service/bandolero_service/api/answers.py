@@ -1,0 +1,172 @@
+"""What the framework's routes answer, for the OpenAPI document; tests hold them to it."""
+
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from bandolero.experiment import ExperimentRecord, Status
+from bandolero.report.model import Totals, VariantRow
+
+Answers = dict[int | str, dict[str, Any]]
+
+
+class ShownExperiment(ExperimentRecord):
+    """A record as it is shown, with its id."""
+
+    experiment: str
+
+
+class ExperimentSummary(TypedDict):
+    """A line of the list of experiments."""
+
+    experiment: str
+    status: Status
+    spec_version: int
+    policy: str
+    variants: int
+    started_at_ms: int | None
+
+
+class ExperimentList(TypedDict):
+    """A tenant's experiments."""
+
+    experiments: list[ExperimentSummary]
+
+
+class AuditLine(TypedDict):
+    """A line of the audit log; `before` and `after` are hashes of the object."""
+
+    chain: str
+    n: int
+    at_ms: int
+    tenant: str
+    actor: str
+    act: str
+    object: str
+    before: str | None
+    after: str
+    previous: str
+
+
+class AuditLog(TypedDict):
+    """The newest lines, and where a chain is broken."""
+
+    lines: list[AuditLine]
+    whole: bool
+    faults: list[str]
+
+
+class ShownObjective(TypedDict):
+    """What a report's trials and rewards are."""
+
+    event: str
+    reward: str
+    trial: str
+
+
+class ShownStratum(TypedDict):
+    """The sample-ratio check of one mode, or of all."""
+
+    mode: str
+    decisions: int
+    chi2: float | None
+    df: int
+    p_value: float | None
+    log_e_value: float | None
+    verdict: str
+
+
+class ShownSampleRatio(TypedDict):
+    """Whether decisions split as logged."""
+
+    verdict: str
+    reason: str | None
+    unknown_decisions: int
+    strata: list[ShownStratum]
+
+
+class ShownCorrection(TypedDict):
+    """What a refresh added."""
+
+    watermark: str
+    variants: int
+    trials: int
+    impressions: int
+    rewards: float
+
+
+ShownReport = TypedDict(
+    "ShownReport",
+    {
+        "experiment": str,
+        "tenant": str,
+        "placement": str | None,
+        "status": str,
+        "policy": str,
+        "control": str,
+        "objective": ShownObjective,
+        "currency": str | None,
+        "generated_at": str,
+        "from": str | None,
+        "to": str | None,
+        "spec_version": int,
+        "snapshot_version": int | None,
+        "credibility": float,
+        "verdict": str,
+        "headline": str,
+        "totals": Totals,
+        "sample_ratio": ShownSampleRatio,
+        "correction": ShownCorrection | None,
+        "notes": list[str],
+        "variants": list[VariantRow],
+    },
+)
+
+
+class ShownEvent(TypedDict):
+    """An event of an explained decision."""
+
+    event_id: str
+    type: str
+    value: float
+    at: str
+    received_at: str
+    retracts: str | None
+
+
+class Outcome(TypedDict):
+    """What a decision has earned."""
+
+    trial: bool
+    reward: float
+    settled: bool
+    settles_at: str
+
+
+class ExplainedDecision(TypedDict):
+    """A decision, what it was drawn from, and what came of it."""
+
+    decision_id: str
+    experiment: str
+    variant: str
+    decided_at: str
+    unit: str | None
+    context: str | None
+    snapshot_version: int
+    spec_version: int
+    engine_version: str
+    mode: str
+    serving: str
+    draw: float | None
+    propensity: float
+    eligible: list[str] | None
+    rule: str | None
+    probabilities: dict[str, float] | None
+    rederived: dict[str, Any]
+    events: list[ShownEvent]
+    outcome: Outcome
+
+
+def answers(shape: object, *statuses: int) -> Answers:
+    """A route's answers of one shape, as FastAPI's `responses` takes them."""
+    return {status: {"model": shape} for status in statuses}
