@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import redis
+from limits.storage import RedisStorage, Storage
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisClusterException
@@ -51,6 +52,17 @@ class Call(NamedTuple):
     args: Sequence[Any]
 
 
+class _Rates(RedisStorage):
+    """The storage of `limits` on a client that there is, of a server or a cluster."""
+
+    def __init__(self, client: Any) -> None:
+        Storage.__init__(self)
+        self.target_server = "redis"
+        self.key_prefix = "rates"
+        self.storage = client
+        self.initialize_storage("")
+
+
 class _Server(NamedTuple):
     name: str
     client: Any
@@ -75,6 +87,7 @@ class Connection:
         self._lock = threading.Lock()
         # The client's types cover its asynchronous twin and decoded answers as well.
         self._client: Any = None
+        self._rates: _Rates | None = None
         self._scripts = {name: _read_script(name) for name in SCRIPTS}
         self._scripts |= {name: _read_script("audit", name) for name in ACTS}
 
@@ -126,6 +139,13 @@ class Connection:
     def server_of(self, key: str) -> str:
         """Name of the server that holds a key; empty where there is one only."""
         return self._server_of(key).name
+
+    def rates(self) -> Storage:
+        """Where `limits` counts: in this store, over these connections."""
+        client = self.client
+        if self._rates is None or self._rates.storage is not client:
+            self._rates = _Rates(client)
+        return self._rates
 
     def durability(self) -> dict[str, str]:
         """The weakest that any server promises, of those that answer."""

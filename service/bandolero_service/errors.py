@@ -7,11 +7,17 @@ from typing import Any
 import msgspec
 
 from bandolero.experiment import Fault
+from bandolero_service.rates import Quota
 
 _FIELD = re.compile(r"`\$\.([^`]+)`$|\bfield `([^`]+)`")
 
 NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What a JSON decoder raises."""
+_HEADERS = {
+    401: [(b"www-authenticate", b"Bearer")],
+    405: [(b"allow", b"POST")],
+    503: [(b"retry-after", b"1")],
+}
 
 
 class ApiError(Exception):
@@ -24,6 +30,7 @@ class ApiError(Exception):
         message: str,
         field: str | None = None,
         faults: Sequence[Fault] = (),
+        quota: Quota | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -31,6 +38,7 @@ class ApiError(Exception):
         self.message = message
         self.field = field
         self.faults = tuple(faults)
+        self.quota = quota
 
     def body(self) -> dict[str, Any]:
         """The error object, with a list of all faults where there are several."""
@@ -41,6 +49,12 @@ class ApiError(Exception):
                 for fault in self.faults
             ]
         return body
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the answer says beside it: how to get in, when to come again."""
+        if self.quota is not None:
+            return self.quota.headers()
+        return list(_HEADERS.get(self.status, ()))
 
     def detail(self) -> dict[str, Any]:
         """The inner object, as a batch puts it in a bad item's place."""
@@ -74,6 +88,12 @@ def unknown_experiment(experiment_id: str) -> ApiError:
     """No such experiment, or another tenant's: the answer must not tell which."""
     message = f"experiment == {experiment_id!r}, must be one of your experiments."
     return ApiError(404, "unknown_experiment", message, "experiment")
+
+
+def too_many(what: str, quota: Quota) -> ApiError:
+    """A caller past a rate."""
+    message = f"{what}: at most {quota.rate}, try again in {quota.retry_s:.1f} s."
+    return ApiError(429, "rate_limited", message, quota=quota)
 
 
 def store_down() -> ApiError:

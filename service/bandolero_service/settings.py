@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bandolero.landing import is_web_url
+from bandolero_service.rates import parse_rate
 
 PREFIX = "BANDOLERO_"
 _READERS: dict[str, Callable[[str], object]] = {
@@ -62,6 +63,17 @@ class Settings:
         begin with. Without it they are paths only.
     accept_events_days
         Events of older decisions are rejected as expired.
+    jwks, jwt_issuer, jwt_audience
+        Where the keys are that sign people's tokens (a file, or an https URL), who must
+        have issued the tokens, and for whom. Empty: no tokens are taken.
+    control_rate
+        Most requests of a caller to control plane and reports; empty for no bound.
+    decide_rate
+        Most requests of a key to decide and events, unless the key has a rate of its
+        own; each worker allows its share.
+    failed_auth_rate
+        Most refused keys from an address to a worker; past it, keys that the worker
+        does not know yet are not looked at.
     spool_max_bytes
         Blocks kept on local disk while the store is down.
     drain_delay_s
@@ -92,6 +104,12 @@ class Settings:
     archive_bytes: int = 64_000_000
     retain_s: float = 3600.0
     accept_events_days: float = 30.0
+    jwks: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    control_rate: str = "100/s"
+    decide_rate: str = ""
+    failed_auth_rate: str = "100/m"
     max_body_bytes: int = 1_000_000
     spool_max_bytes: int = 1_000_000_000
     drain_delay_s: float = 0.0
@@ -143,6 +161,14 @@ def read_settings(
     if url and (not is_web_url(url) or "?" in url or "#" in url):
         rule = "must be an http or https URL without a query."
         raise SettingsError(f"public_url == {url!r}, {rule}")
+    people = (settings.jwks, settings.jwt_issuer, settings.jwt_audience)
+    if any(people) and not all(people):
+        raise SettingsError("jwks, jwt_issuer and jwt_audience must be given together.")
+    if "://" in settings.jwks and not settings.jwks.startswith("https://"):
+        raise SettingsError(f"jwks == {settings.jwks!r}, must be a file or https URL.")
+    for name in ("control_rate", "decide_rate", "failed_auth_rate"):
+        if rate := getattr(settings, name):
+            _check_rate(name, rate)
     if not 1 <= settings.shards <= 1024:
         raise SettingsError(f"shards == {settings.shards}, must be 1 to 1024.")
     if not 1 <= settings.workers <= 256:
@@ -151,6 +177,13 @@ def read_settings(
         rule = f"must be one of {', '.join(LOG_FORMATS)}."
         raise SettingsError(f"log_format == {settings.log_format!r}, {rule}")
     return settings
+
+
+def _check_rate(name: str, text: str) -> None:
+    try:
+        parse_rate(text)
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
 
 
 def _parse(name: str, text: str, default: object) -> object:

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
+from limits import RateLimitItem
+from limits.strategies import FixedWindowRateLimiter
+from limits.util import WindowStats
+
 from bandolero.draws import experiment_key, shard_of
 from bandolero.experiment import ExperimentRecord
 from bandolero.log import LAST_SEQUENCE
@@ -408,6 +412,12 @@ class Store:
         """A number that moves whenever an API key has changed."""
         with self._down():
             return int(self._redis.get(keys.API_KEYS_GENERATION) or 0)
+
+    def count(self, rate: RateLimitItem, who: str) -> tuple[bool, WindowStats]:
+        """Count a request against a rate: whether it is within, and what is left."""
+        with self._down():
+            limiter = FixedWindowRateLimiter(self._connection.rates())
+            return limiter.hit(rate, who), limiter.get_window_stats(rate, who)
 
     # The audit log
 

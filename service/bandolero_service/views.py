@@ -246,7 +246,8 @@ class Views:
         key = self.api_key(text)
         now = time.monotonic()
         self._missing = [t for t in self._missing if now - t < 1.0]
-        unknown = auth.key_id_of(text) not in self._api_keys
+        key_id = auth.key_id_of(text)
+        unknown = key_id is not None and key_id not in self._api_keys
         if key is None and unknown and len(self._missing) < MISSING_KEYS_PER_S:
             self._missing.append(now)
             self._refresh_keys()
@@ -349,7 +350,10 @@ class Views:
         return None if view is None else pack_experiment(view.record, view.snapshot)
 
     def _take_keys(self, api_keys: Iterable[ApiKey]) -> None:
-        self._api_keys = {key.key_id: key for key in api_keys}
+        rate = self._settings.decide_rate
+        self._api_keys = {
+            key.key_id: key if key.rate else key._replace(rate=rate) for key in api_keys
+        }
         self.authorised = {}
         self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
 

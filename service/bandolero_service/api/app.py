@@ -12,6 +12,7 @@ from bandolero.lake.catalog import Lake
 from bandolero_service.api.access import Access
 from bandolero_service.api.control import audit_routes, control_routes
 from bandolero_service.api.data_plane import DataPlane
+from bandolero_service.api.gate import Gate
 from bandolero_service.api.health import Health, Metrics, health_routes
 from bandolero_service.api.openapi import with_data_plane
 from bandolero_service.api.privacy import privacy_routes
@@ -19,6 +20,7 @@ from bandolero_service.api.reports import report_routes
 from bandolero_service.api.trackers import tracker_routes
 from bandolero_service.errors import ApiError, store_down
 from bandolero_service.metrics import FAULTS, REFUSED, count
+from bandolero_service.rates import Limiter
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store, StoreDownError
@@ -40,12 +42,15 @@ def create_app(
         openapi_tags=[{"name": name} for name in TAGS],
     )
     _handle_errors(app)
-    access = Access(views, read_secrets(settings).root)
+    limiter = Limiter(store.count, StoreDownError)
+    gate = Gate(views, limiter, settings)
+    root = read_secrets(settings).root
+    access = Access(gate, limiter, settings.control_rate, root)
     app.include_router(control_routes(store, access))
     app.include_router(audit_routes(store, access))
     app.include_router(report_routes(store, lake, views, access))
     app.include_router(privacy_routes(store, views, settings, access))
-    plane = DataPlane(app, views, health.writer, settings)
+    plane = DataPlane(app, gate, views, health.writer, settings)
     trackers = Trackers(views, plane.desk)
     app.include_router(tracker_routes(trackers, plane.durable))
     app.include_router(health_routes(health, metrics))
@@ -60,13 +65,13 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     def refused(_request: Request, error: ApiError) -> Response:
         count(REFUSED, error.code)
-        headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
-        return JSONResponse(error.body(), error.status, headers)
+        answer = JSONResponse(error.body(), error.status)
+        answer.raw_headers.extend(error.headers())
+        return answer
 
     @app.exception_handler(StoreDownError)
     def down(_request: Request, _error: StoreDownError) -> Response:
-        count(REFUSED, "store_down")
-        return JSONResponse(store_down().body(), 503, {"retry-after": "1"})
+        return refused(_request, store_down())
 
     @app.exception_handler(RequestValidationError)
     def invalid(_request: Request, error: RequestValidationError) -> Response:

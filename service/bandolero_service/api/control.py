@@ -6,13 +6,14 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Response
 
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import trail
-from bandolero_service.api.access import Access, Caller, admin, report
+from bandolero_service.api.access import Access, admin, report
 from bandolero_service.api.answers import (
     AuditLog,
     ExperimentList,
     ShownExperiment,
     answers,
 )
+from bandolero_service.api.gate import Caller
 from bandolero_service.experiments import (
     Action,
     VariantAction,

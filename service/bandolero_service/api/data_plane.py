@@ -9,19 +9,27 @@ import logging
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bandolero_service.api.gate import Gate
 from bandolero_service.api.request_ids import REQUEST_ID, Traced, given_id, new_id
 from bandolero_service.api.seals import Sealed
 from bandolero_service.decide import Decider, DecideRequest
-from bandolero_service.errors import NOT_JSON, ApiError, not_decoded, store_down
+from bandolero_service.errors import (
+    NOT_JSON,
+    ApiError,
+    not_decoded,
+    store_down,
+    too_many,
+)
 from bandolero_service.events import EventDesk
 from bandolero_service.logs import Trace
 from bandolero_service.metrics import FAULTS, REFUSED, count
+from bandolero_service.rates import Meter, parse_rate
 from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey, StoreDownError
 from bandolero_service.views import Views
@@ -31,11 +39,6 @@ MAX_BATCH = 1000
 LATENCY_BOUNDS_US = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000)
 _JSON = (b"content-type", b"application/json")
 Headers = Sequence[tuple[bytes, bytes]]
-_MORE_HEADERS: dict[int, Headers] = {
-    401: [(b"www-authenticate", b"Bearer")],
-    405: [(b"allow", b"POST")],
-    503: [(b"retry-after", b"1")],
-}
 log = logging.getLogger(__name__)
 
 
@@ -61,6 +64,7 @@ class DataPlane:
     def __init__(
         self,
         app: ASGIApp,
+        gate: Gate,
         views: Views,
         writer: LogWriter,
         settings: Settings,
@@ -70,6 +74,9 @@ class DataPlane:
         self.latency_us = [0] * (len(LATENCY_BOUNDS_US) + 1)
         self.latency_sum_us = 0
         self._app = Traced(Sealed(app))
+        self._gate = gate
+        self._meters: dict[str, Meter] = {}
+        self._workers = settings.workers
         self._views = views
         self._writer = writer
         self._max_body_bytes = settings.max_body_bytes
@@ -100,7 +107,9 @@ class DataPlane:
             header = given.get(b"authorization", b"")
             key = self._views.authorised.get((header, route[0]))
             if key is None:
-                key = await self._check(header, route[0])
+                key = await self._check(scope, header, route[0])
+            if key.rate:
+                more = self._metered(key)
             message = await receive()
             body = message.get("body", b"")
             if message.get("more_body", False) or len(body) > self._max_body_bytes:
@@ -110,11 +119,11 @@ class DataPlane:
         except ApiError as error:
             count(REFUSED, error.code)
             status, content = error.status, msgspec.json.encode(error.body())
-            more = _MORE_HEADERS.get(status, ())
+            more = [*more, *error.headers()]
         except StoreDownError:  # only an API key seen for the first time asks the store
             count(REFUSED, "store_down")
             status, content = 503, msgspec.json.encode(store_down().body())
-            more = _MORE_HEADERS[503]
+            more = store_down().headers()
         except Exception:  # a fault of ours must not cut the connection without a word
             count(FAULTS)
             request_id = request_id or new_id()
@@ -189,14 +198,21 @@ class DataPlane:
         self._writer.told(rows, done)
         return await future
 
-    async def _check(self, header: bytes, wanted: str) -> ApiKey:
+    async def _check(self, scope: Scope, header: bytes, wanted: str) -> ApiKey:
         """Check a header for the first time; a key made a moment ago asks the store."""
-        checked = self._views.authorised
-        find = self._views.api_key_now
-        text = header.decode("latin-1")
-        key = await asyncio.to_thread(authorised, find, text, wanted)
-        checked[header, wanted] = key
-        return key
+        address, _ = scope["client"] or ("", 0)
+        return await asyncio.to_thread(self._gate.key, header, address, wanted)
+
+    def _metered(self, key: ApiKey) -> Headers:
+        """Count a request of a key with a rate; what the answer says of it."""
+        meter = self._meters.get(key.key_id)
+        if meter is None:
+            meter = Meter(parse_rate(key.rate), self._workers)
+            self._meters[key.key_id] = meter
+        quota = meter.take(monotonic())
+        if not quota.allowed:
+            raise too_many("requests of one key", quota)
+        return quota.headers()
 
     async def _rest(self, body: bytes, receive: Receive) -> bytes:
         """The whole body, refused as soon as it is known to be too large."""
@@ -210,28 +226,6 @@ class DataPlane:
         if len(body) > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
         return body
-
-
-def authorised(
-    find: Callable[[str], ApiKey | None], header: str, *scopes: str
-) -> ApiKey:
-    """The key of an Authorization header, as `find` finds it, if it has a scope.
-
-    Raises
-    ------
-    ApiError
-        401 without a valid key, 403 where the key lacks the scopes.
-    """
-    kind, _, text = header.partition(" ")
-    key = find(text) if kind.lower() == "bearer" else None
-    if key is None:
-        message = "Authorization must be 'Bearer KEY' with a valid key."
-        raise ApiError(401, "unauthorised", message)
-    if not any(scope in key.scopes for scope in scopes):
-        wanted = " or ".join(scopes)
-        message = f"the key's scopes are {key.scopes}, must include {wanted}."
-        raise ApiError(403, "forbidden", message)
-    return key
 
 
 def too_large(max_bytes: int) -> ApiError:

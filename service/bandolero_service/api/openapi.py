@@ -16,6 +16,7 @@ _ERRORS = {
     "403": "The key lacks the scope",
     "413": "The body is too large",
     "422": "A field breaks its rule",
+    "429": "Too often; Retry-After says when",
 }
 
 
@@ -68,7 +69,7 @@ def _say_key_and_errors(operation: dict[str, Any]) -> None:
     named = operation.get("parameters", [])
     operation["parameters"] = [p for p in named if p["name"] != "authorization"]
     operation["security"] = [{"key": []}]
-    codes = ["401", "403", "404", "409", "422", "503"]
+    codes = ["401", "403", "404", "409", "422", "429", "503"]
     if "requestBody" in operation:
         codes += ["400", "413"]
     operation["responses"] |= {

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from bandolero_service.api.access import Access, Caller, admin
+from bandolero_service.api.access import Access, admin
+from bandolero_service.api.gate import Caller
 from bandolero_service.decide import MAX_UNIT_CHARACTERS
 from bandolero_service.erasures import ask, state_of
 from bandolero_service.errors import ApiError

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BeforeValidator
 
 from bandolero.lake.catalog import Lake
-from bandolero_service.api.access import Access, Caller, admin, report
+from bandolero_service.api.access import Access, admin, report
 from bandolero_service.api.answers import ExplainedDecision, ShownReport, answers
+from bandolero_service.api.gate import Caller
 from bandolero_service.errors import ApiError
 from bandolero_service.experiments import required_record
 from bandolero_service.explain import explain

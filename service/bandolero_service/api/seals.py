@@ -16,11 +16,13 @@ DOCS = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
     f" img-src 'self' data:; worker-src blob:; {_CLOSED}"
 )
+QUOTA = "bandolero.quota"
+"""Where a request's scope holds what its caller's rate has left."""
 DOCS_PATHS = ("/docs", "/redoc")
 
 
 class Sealed:
-    """The application behind, with a policy for content and for caches on every answer."""
+    """The application behind; its answers say what may be done with them, and how often."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,6 +36,8 @@ class Sealed:
                 kind = headers.get("content-type", "")
                 headers.setdefault("content-security-policy", _policy(scope, kind))
                 headers.setdefault("cache-control", "no-store")
+                if (quota := scope.get(QUOTA)) is not None:
+                    headers.raw.extend(quota.headers())
             await send(message)
 
         await self._app(scope, receive, send_sealed)

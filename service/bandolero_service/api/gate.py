@@ -1,0 +1,106 @@
+"""Who is calling: an API key or a person's token, and no guessing at speed."""
+
+from typing import NamedTuple
+
+from bandolero_service.errors import ApiError, too_many
+from bandolero_service.people import People
+from bandolero_service.rates import Limiter, parse_rate
+from bandolero_service.settings import Settings
+from bandolero_service.store import ApiKey
+from bandolero_service.views import Views
+
+_BEARER = "bearer"
+
+
+class Caller(NamedTuple):
+    """Who is calling: the tenant, and the actor that the audit log names."""
+
+    tenant: str
+    actor: str
+
+
+class Gate:
+    """Lets callers of one worker in."""
+
+    def __init__(self, views: Views, limiter: Limiter, settings: Settings) -> None:
+        self._views = views
+        self._limiter = limiter
+        self._people = People(settings) if settings.jwks else None
+        failed = settings.failed_auth_rate
+        self._failed_rate = parse_rate(failed) if failed else None
+
+    def key(self, header: bytes, address: str, *scopes: str) -> ApiKey:
+        """The API key of an Authorization header, if it has one of the scopes.
+
+        Raises
+        ------
+        ApiError
+            401 without a valid key, 403 where the key lacks the scopes, 429 where the
+            address has sent too many that were refused.
+        """
+        checked = self._views.authorised
+        for scope in scopes:
+            if (known := checked.get((header, scope))) is not None:
+                return known
+        self._refuse_guesses(address)
+        key = self._views.api_key_now(_text(header))
+        if key is None:
+            raise self._refused(header, address)
+        _check_scopes("key", key.scopes, scopes)
+        for scope in scopes:
+            if scope in key.scopes:
+                checked[header, scope] = key
+        return key
+
+    def caller(self, header: bytes, address: str, *scopes: str) -> Caller:
+        """Who sent an Authorization header: a key as above, or a person.
+
+        Raises
+        ------
+        ApiError
+            As above.
+        """
+        text = _text(header)
+        if self._people is None or not self._people.is_token(text):
+            key = self.key(header, address, *scopes)
+            return Caller(key.tenant, f"key:{key.key_id}")
+        self._refuse_guesses(address)
+        try:
+            person = self._people.person(text)
+        except ApiError as error:
+            if error.status == 401:
+                self._count_failure(address)
+            raise
+        _check_scopes("token", person.scopes, scopes)
+        return Caller(person.tenant, f"jwt:{person.subject}")
+
+    def _refused(self, header: bytes, address: str) -> ApiError:
+        if header:  # who sends nothing guesses nothing
+            self._count_failure(address)
+        message = "Authorization must be 'Bearer KEY' with a valid key."
+        return ApiError(401, "unauthorised", message)
+
+    def _count_failure(self, address: str) -> None:
+        if self._failed_rate is not None:
+            self._limiter.take_here(self._failed_rate, f"failed/{address}")
+
+    def _refuse_guesses(self, address: str) -> None:
+        """Look at no key from an address that has sent too many bad ones."""
+        if self._failed_rate is not None:
+            quota = self._limiter.left_here(self._failed_rate, f"failed/{address}")
+            if not quota.allowed:
+                raise too_many("refused keys and tokens of one address", quota)
+
+
+def _text(header: bytes) -> str:
+    """What an Authorization header bears; empty where that is nothing of ours."""
+    kind, _, text = header.decode("latin-1").partition(" ")
+    return text.strip() if kind.lower() == _BEARER else ""
+
+
+def _check_scopes(what: str, scopes: list[str], wanted: tuple[str, ...]) -> None:
+    if not any(scope in scopes for scope in wanted):
+        message = (
+            f"the {what}'s scopes are {scopes}, must include {' or '.join(wanted)}."
+        )
+        raise ApiError(403, "forbidden", message)
