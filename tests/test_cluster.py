@@ -1,11 +1,22 @@
 """`serve` on a cluster: what works on one server works on three."""
 
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
 import pytest
 
 from bandolero.draws import experiment_key, shard_of
 from bandolero.lake.catalog import Lake
-from bandolero_service import keys
-from cluster import Cluster, Node
+from bandolero.log import read_block
+from bandolero_service import keys, views
+from bandolero_service.learner import run_learner
+from bandolero_service.settings import Settings
+from bandolero_service.store import NO_POSITION, Store, StoreDownError, blocks_of
+from cluster import Cluster, Node, running_cluster
+from log_rows import event_row
 from service_helpers import (
     SLOWER,
     click,
@@ -15,6 +26,7 @@ from service_helpers import (
     running_server,
     wait_for,
 )
+from worker import Worker
 
 pytestmark = [needs_server, linux]
 N_SHARDS = 4
@@ -68,3 +80,86 @@ def _holds(node: Node, shard: int) -> bool:
     """Whether a node has decisions of a shard itself."""
     found = node.says("KEYS", keys.decisions(shard))
     return bool(found)
+
+
+@pytest.fixture
+def fragile() -> Iterator[Cluster]:
+    """A cluster of its own, whose nodes a test ends and starts."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+def _events(store: Store, shard: int) -> list[str]:
+    """Ids of the events that are in the log of a shard."""
+    found = blocks_of(store.read(keys.events(shard), NO_POSITION))
+    return [i for at, b in found for i in read_block(b, at)["event_id"].to_pylist()]
+
+
+@pytest.mark.timeout(60 * SLOWER)
+def test_a_node_that_is_away_stops_only_its_own_shards(
+    fragile: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others log, tick and are seen changing; what is accepted for its own shards
+    waits on disk, and all is in the log once when it is back."""
+    monkeypatch.setattr(views, "STALE_AFTER_S", 0.5)
+    node = fragile.node_of(2)
+    away = fragile.shards_of(node, N_SHARDS)
+    there = set(range(N_SHARDS)) - away
+    store = Store(fragile.nodes[0].url, timeout_s=1.0)
+    store.open(N_SHARDS)
+    settings = Settings(data_dir=tmp_path, secret="s", flush_interval_s=0.01)
+    worker, accepted = Worker(store, settings), 0
+    records = {s: worker.put(experiment(name_on(s))) for s in range(N_SHARDS)}
+
+    def tell(shards: set[int]) -> None:
+        """Tell events, each in a block of its own, until all are accepted."""
+        nonlocal accepted
+        told: list[str | None] = []
+        for n in range(5):
+            accepted += 1
+            rows = {shard: [event_row(f"e{accepted}")] for shard in shards}
+            worker.writer.told(rows, told.append)
+            wait_for(lambda n=n: len(told) > n, 20, "an answer")  # type: ignore[misc]
+        assert told == [None] * 5
+
+    stop = Event()
+    learner_store = Store(fragile.nodes[0].url, timeout_s=1.0)
+    learner_store.open(N_SHARDS)
+    learning = Thread(target=run_learner, args=(learner_store, settings, stop))
+    learning.start()
+    try:
+        tell(set(range(N_SHARDS)))
+        node.kill()
+        tell(set(range(N_SHARDS)))
+        tell(set(range(N_SHARDS)))
+        for shard in there:
+            wait_for(lambda s=shard: len(_events(store, s)) == 15, 20, "it is logged")  # type: ignore[misc]
+            before = store.last_id(keys.events(shard))
+            wait_for(lambda s=shard, b=before: store.last_id(keys.events(s)) != b, 20)  # type: ignore[misc]
+        assert worker.writer.spool_bytes > 0
+        time.sleep(0.6)
+        one = min(there)
+        with contextlib.suppress(StoreDownError):
+            worker.act(records[one].experiment_id, "pause")
+        with pytest.raises(StoreDownError):
+            worker.views.refresh()
+        assert worker.views.stale_shards == away
+        seen = {v.shard: v.record.status for v in worker.views.views()}
+        assert seen == {s: "paused" if s == one else "running" for s in records}
+        assert worker.decide(name_on(min(away)))["serving"] in ("stale", "cold")
+        node.start()
+        fragile.wait_whole()
+        tell(set(range(N_SHARDS)))
+        wait_for(lambda: worker.writer.spool_bytes == 0, 20, "all is drained")
+        for shard in range(N_SHARDS):
+            found = _events(store, shard)
+            assert sorted(found) == sorted(set(found))
+            assert len(found) == accepted == 20
+        worker.views.refresh()
+        assert worker.views.stale_shards == frozenset()
+    finally:
+        stop.set()
+        learning.join()
+        worker.close()
+        learner_store.close()
+        store.close()

@@ -1,6 +1,7 @@
 """The spool: blocks on local disk, in order, whole, and owned by one writer at a time."""
 
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,52 @@ def test_a_drained_spool_gives_its_disk_back(tmp_path: Path) -> None:
     spool.drained(spool.size)
     spool.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def of(shard: int, number: int) -> Block:
+    """A block of a shard."""
+    return block(number)._replace(shard=shard)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=30))
+def test_a_shard_that_is_behind_holds_up_no_other(steps: list[tuple[int, int]]) -> None:
+    """However shards fall behind and catch up, each one's blocks come once, in order."""
+    with short_folder() as folder:
+        spool = Spool(folder, "w", MAX_BYTES)
+        sent: list[Block] = []
+        got: dict[int, list[Block]] = {0: [], 1: [], 2: []}
+
+        def drain(n: int) -> None:
+            batch = list(islice(spool.blocks(), n))
+            for end, found in batch:
+                got[found.shard].append(found)
+                spool.drained(end, 1)
+
+        def catch_up(shard: int, n: int) -> None:
+            batch = list(islice(spool.blocks_of(shard), n))
+            got[shard] += [found for _, found in batch]
+            end = batch[-1][0] if batch else spool.behind[shard]
+            spool.catch_up(shard, end, len(batch))
+
+        for shard, act in steps:
+            if act == 0:
+                spool.fall_behind(shard)
+            elif act == 1 and shard in spool.behind:
+                catch_up(shard, 2)
+            elif act == 2:
+                drain(2)
+            sent.append(of(shard, len(sent)))
+            spool.append(sent[-1:])
+        drain(100)
+        assert spool.is_through()
+        for shard in list(spool.behind):
+            while shard in spool.behind:
+                catch_up(shard, 2)
+        drain(100)
+        for shard, found in got.items():
+            assert found == [one for one in sent if one.shard == shard]
+        assert spool.size == 0
+        spool.close()
 
 
 @given(st.integers(1, 200))

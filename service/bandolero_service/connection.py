@@ -99,6 +99,11 @@ class Connection:
                 self._client = self._connected()
             return self._client
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether a cluster is what answered last."""
+        return _is_cluster(self._client)
+
     def close(self) -> None:
         """Close the connections."""
         with self._lock:

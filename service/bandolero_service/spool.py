@@ -36,6 +36,8 @@ class Spool:
         self.writer_id = writer_id
         self.n_blocks = 0
         """Blocks added by this process and not drained yet."""
+        self.behind: dict[int, int] = {}
+        """Where the blocks begin that shards still miss of what others have drained."""
         self._max_bytes = max_bytes
         self._drained = 0
         self._since = 0.0
@@ -53,7 +55,8 @@ class Spool:
     @property
     def size(self) -> int:
         """Bytes not drained yet."""
-        return os.fstat(self._file).st_size - self._drained
+        start = min([self._drained, *list(self.behind.values())])
+        return os.fstat(self._file).st_size - start
 
     @property
     def age_s(self) -> float:
@@ -89,15 +92,21 @@ class Spool:
         self.n_blocks += len(blocks)
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
-        """Blocks not drained yet, in order, each with the offset just after it."""
-        with self.path.open("rb") as file:
-            file.seek(self._drained)
-            while len(head := file.read(_HEAD.size)) == _HEAD.size:
-                length, check = _HEAD.unpack(head)
-                body = file.read(length)
-                if len(body) < length or crc32(body) != check:
-                    return
-                yield file.tell(), _block(body)
+        """Blocks not drained yet, in order, each with the offset just after it.
+
+        Those of shards that are behind are passed over: see `blocks_of`.
+        """
+        start = self._drained
+        for end, block in self._blocks_from(start):
+            if block.shard not in self.behind:
+                yield end, block
+            elif self._drained == start:
+                self._drained = end
+            start = end
+
+    def is_through(self) -> bool:
+        """Whether every shard that is not behind has all its blocks in the log."""
+        return next(self.blocks(), None) is None
 
     def drained(self, offset: int, n_blocks: int = 0) -> None:
         """Note that everything before `offset` is in the log; empty the file at its end."""
@@ -107,6 +116,36 @@ class Spool:
             self.n_blocks = 0
             os.ftruncate(self._file, 0)
             self._drained = 0
+            self.behind = dict.fromkeys(self.behind, 0)
+
+    def fall_behind(self, shard: int) -> None:
+        """Let a shard's blocks wait, from here on, while the others go on."""
+        self.behind.setdefault(shard, self._drained)
+
+    def blocks_of(self, shard: int) -> Iterator[tuple[int, Block]]:
+        """Blocks that a shard is behind with, in order, each with the offset after it."""
+        for end, block in self._blocks_from(self.behind[shard]):
+            if end > self._drained:
+                return
+            if block.shard == shard:
+                yield end, block
+
+    def catch_up(self, shard: int, offset: int, n_blocks: int) -> None:
+        """Note that a shard has its blocks before `offset` in the log."""
+        self.behind[shard] = offset
+        if next(self.blocks_of(shard), None) is None:
+            del self.behind[shard]
+        self.drained(self._drained, n_blocks)
+
+    def _blocks_from(self, offset: int) -> Iterator[tuple[int, Block]]:
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            while len(head := file.read(_HEAD.size)) == _HEAD.size:
+                length, check = _HEAD.unpack(head)
+                body = file.read(length)
+                if len(body) < length or crc32(body) != check:
+                    return
+                yield file.tell(), _block(body)
 
     def set_rest_aside(self) -> None:
         """Move what cannot be read to a file beside, and empty the spool.

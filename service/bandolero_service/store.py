@@ -40,10 +40,7 @@ class ShardsDownError(StoreDownError):
 
     def __init__(self, failures: Mapping[int, Exception]) -> None:
         first = next(iter(failures.values()))
-        where = f"shards {sorted(failures)}"
-        super().__init__(
-            f"the store cannot be reached, or refuses, for {where}: {first}"
-        )
+        super().__init__(f"shards {sorted(failures)} of the store are down: {first}")
         self.shards = frozenset(failures)
 
 
@@ -186,7 +183,7 @@ class Store:
         Raises
         ------
         ShardsDownError
-            Naming the shards whose blocks may not have been taken.
+            On a cluster; naming the shards whose blocks may not have been taken.
         """
         groups: dict[tuple[int, str], list[Block]] = defaultdict(list)
         for block in blocks:
@@ -194,8 +191,12 @@ class Store:
         calls = [_append_call(writer_id, group) for group in groups.values()]
         found = self._connection.run_all("append", calls)
         pairs = zip(groups, found, strict=True)
-        if failures := {shard: error for (shard, _), error in pairs if error}:
+        failures = {shard: error for (shard, _), error in pairs if error}
+        if failures and self._connection.is_cluster:
             raise ShardsDownError(failures)
+        for error in failures.values():
+            with self._down():
+                raise error
 
     def tick(self, shard: int) -> str:
         """Move log time on; returns it as a log id.

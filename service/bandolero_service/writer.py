@@ -19,7 +19,7 @@ from bandolero.log import EVENTS, block_of, warm_up, write_block
 from bandolero_service.record import Decision, Row, rows_by_shard
 from bandolero_service.settings import Settings
 from bandolero_service.spool import Spool, SpoolFullError, orphans
-from bandolero_service.store import Block, Store, StoreDownError
+from bandolero_service.store import Block, ShardsDownError, Store, StoreDownError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class LogWriter:
         self._wake = threading.Event()
         self._stopping = False
         self._down_until = 0.0
+        self._catch_up_at = 0.0
         self._thread = threading.Thread(target=self._run, name="log-writer")
 
     def start(self) -> None:
@@ -114,6 +115,7 @@ class LogWriter:
             self._flush()
         if self._spool.size and time.monotonic() >= self._down_until:
             self._drain(self._spool)
+            self._catch_up()
         self._spool.close()
 
     def _flush(self) -> None:
@@ -124,6 +126,7 @@ class LogWriter:
             blocks = self._decision_blocks(decisions) + self._event_blocks(batches)
             if self._spool.size and time.monotonic() >= self._down_until:
                 self._drain(self._spool, 1)
+                self._catch_up()
             failure = self._write(blocks) if blocks else None
         except Exception as error:  # whoever waits must be told, and the thread go on
             log.exception("blocks could not be written")
@@ -141,18 +144,29 @@ class LogWriter:
 
     def _write(self, blocks: list[Block]) -> str | None:
         """Append to the log, or to the spool; the reason where neither took them."""
-        if not self._spool.size and time.monotonic() >= self._down_until:
-            try:
-                self._store.append(self.writer_id, blocks)
-                self._down_until = 0.0
-                return None
-            except StoreDownError as error:
-                self._down(error)
+        left = blocks
+        if time.monotonic() >= self._down_until and self._spool.is_through():
+            left = self._append(blocks)
         try:
-            self._spool.append(blocks)
+            if left:
+                self._spool.append(left)
             return None
         except (OSError, SpoolFullError) as error:
             return str(error)
+
+    def _append(self, blocks: list[Block]) -> list[Block]:
+        """Append what can be appended now; the blocks that could not."""
+        behind = self._spool.behind
+        try:
+            up = [block for block in blocks if block.shard not in behind]
+            self._store.append(self.writer_id, up)
+            self._down_until = 0.0
+        except ShardsDownError as error:
+            self._fell_behind(self._spool, error)
+        except StoreDownError as error:
+            self._down(error)
+            return blocks
+        return [block for block in blocks if block.shard in behind]
 
     def _drain(self, spool: Spool, max_batches: int | None = None) -> bool:
         """Move a spool into the log, in order; False where the store is down.
@@ -168,6 +182,9 @@ class LogWriter:
     def _drain_batch(self, spool: Spool, batch: list[Block], end: int) -> bool:
         try:
             self._store.append(spool.writer_id, batch)
+        except ShardsDownError as error:
+            self._fell_behind(spool, error)
+            batch = [block for block in batch if block.shard not in error.shards]
         except StoreDownError as error:
             self._down(error)
             return False
@@ -175,11 +192,31 @@ class LogWriter:
         self._down_until = 0.0
         return True
 
+    def _catch_up(self) -> None:
+        """Bring blocks of shards that are behind to the log, some of each."""
+        if time.monotonic() < self._catch_up_at:
+            return
+        for shard in list(self._spool.behind):
+            batch = list(islice(self._spool.blocks_of(shard), DRAIN_BLOCKS))
+            try:
+                self._store.append(self.writer_id, [block for _, block in batch])
+            except StoreDownError as error:
+                log.debug("%s", error)
+                self._catch_up_at = time.monotonic() + RETRY_S
+                continue
+            end = batch[-1][0] if batch else self._spool.behind[shard]
+            self._spool.catch_up(shard, end, len(batch))
+
+    def _fell_behind(self, spool: Spool, error: ShardsDownError) -> None:
+        log.warning("%s; their blocks wait in %s", error, spool.path)
+        for shard in error.shards:
+            spool.fall_behind(shard)
+
     def _adopt_orphans(self) -> bool:
         """Drain what the dead left; False where the store is down."""
         settings, drained = self._settings, True
         for spool in orphans(settings.spool_dir, settings.spool_max_bytes):
-            if drained and (drained := self._drain(spool)):
+            if drained and (drained := self._drain(spool)) and not spool.behind:
                 spool.set_rest_aside()
             spool.close()
         return drained
