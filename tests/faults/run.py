@@ -21,6 +21,7 @@ class Run(NamedTuple):
     stream: Stream
     audit: Audit
     bytes_cut: int
+    n_spooled: int
 
     @property
     def unexplained(self) -> int:
@@ -48,7 +49,8 @@ def killing_run(n_kills: int, seconds: float, seed: int, *, power: bool) -> Run:
             with Stream(server, NAME, N_PRODUCERS) as stream:
                 killer.run(n_kills, seconds)
             audit = audited(server, NAME, stream)
-            return Run(killer.kills, stream, audit, killer.bytes_cut)
+            n_spooled = server.log.read_text().count("blocks go to")
+            return Run(killer.kills, stream, audit, killer.bytes_cut, n_spooled)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,11 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple, Self
 
-from service_helpers import Answer, Running, click, wait_for
+from service_helpers import SLOWER, Answer, Running, click, wait_for
 from traffic import now
 
 BATCH = 10
-PATIENCE_S = 20.0
+PATIENCE_S = 20.0 * SLOWER
 CLICKS_WITHIN_S = 0.9
 """Clicks are told only of answers this quick, so that all are within a window of 1 s."""
 RETOLD = 0.1
