@@ -11,9 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the harness
-sys.path.insert(0, str(ROOT))  # when run as a script
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the harness
+sys.path.insert(0, str(Path(__file__).parents[1]))  # when run as a script
 
 from benchmarks._machine import SERVICE_PACKAGES, print_header, print_row, spread
 
@@ -65,6 +64,7 @@ def print_counts(run: Run) -> None:
     print_row("trials and rewards settled twice", f"{audit.settled_twice:,}", "0")
     print_row("trials and rewards never settled", f"{audit.settled_never:,}", "0")
     print_row("decisions lost with a killed worker", f"{len(audit.decisions_lost):,}")
+    print_row("the oldest of them, s before the kill", f"{run.oldest_lost_s:.2f}")
     print_row("decisions lost otherwise", f"{run.unexplained:,}", "0")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from math import inf
 from typing import NamedTuple
 
 from faults.audit import Audit, audited
@@ -24,13 +25,23 @@ class Run(NamedTuple):
     n_spooled: int
 
     @property
+    def oldest_lost_s(self) -> float:
+        """Of the decisions lost, the longest from answer to the next kill of a worker."""
+        return max(self._waited_s(), default=0.0)
+
+    @property
     def unexplained(self) -> int:
         """Lost decisions that no killed worker can have held in memory."""
+        return sum(waited_s > FLUSHED_WITHIN_S for waited_s in self._waited_s())
+
+    def _waited_s(self) -> list[float]:
+        """From the answer of each lost decision to the next kill of a worker."""
         killed_s = [kill.at_s for kill in self.kills if kill.role == "api"]
-        return sum(
-            not any(-0.1 <= at_s - one.at_s <= FLUSHED_WITHIN_S for at_s in killed_s)
+        slack_s = 0.1  # an answer may be read just after its worker was killed
+        return [
+            min((k - one.at_s for k in killed_s if k > one.at_s - slack_s), default=inf)
             for one in self.audit.decisions_lost
-        )
+        ]
 
 
 def begin(server: Running, name: str = NAME) -> None:
