@@ -12,6 +12,7 @@ from secrets import token_hex
 
 from bandolero_service.ids import derive
 from bandolero_service.settings import PREFIX, Settings, SettingsError
+from bandolero_service.spool import sync_folder
 from bandolero_service.store import Store
 
 MIN_CHARACTERS = 32
@@ -138,7 +139,10 @@ def _made(path: Path) -> bytes:
     draft = path.with_name(f"secret.{os.getpid()}.{token_hex(4)}")
     if not path.exists():
         draft.touch(0o600)
-        draft.write_text(token_hex(32))
+        with draft.open("w") as file:
+            file.write(token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
         try:
             # Fails if another process was first: its secret stands.
             os.link(draft, path)
@@ -146,4 +150,5 @@ def _made(path: Path) -> bytes:
             pass
         finally:
             draft.unlink()
+        sync_folder(path.parent)
     return path.read_bytes().strip()

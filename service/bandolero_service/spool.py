@@ -51,6 +51,7 @@ class Spool:
             raise
         if is_new:  # named once it is locked: else another writer could adopt it
             where.rename(self.path)
+            sync_folder(folder)
 
     @property
     def size(self) -> int:
@@ -168,6 +169,15 @@ class Spool:
         if self.size == 0:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def orphans(folder: Path, max_bytes: int) -> Iterator[Spool]:

@@ -3,13 +3,24 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from faults.run import Run, killing_run
+from faults.audit import audited
+from faults.kills import FLUSHED_WITHIN_S, cut_power
+from faults.run import NAME, Run, begin, killing_run
 from faults.shims import COMPILER, Power, needs_compiler
-from service_helpers import SLOWER, linux, needs_server
+from faults.stream import Stream
+from service_helpers import (
+    SLOWER,
+    linux,
+    needs_server,
+    running_server,
+    short_folder,
+    wait_for,
+)
 
 pytestmark = [
     needs_server,
@@ -32,6 +43,25 @@ def test_kills_at_random_lose_nothing() -> None:
     Without a compiler there are no power cuts, and the store keeps what it had written.
     """
     check(killing_run(12, 12.0, seed=1, power=COMPILER is not None))
+
+
+@needs_compiler
+def test_a_power_cut_of_the_machine_loses_nothing() -> None:
+    """Store, spool, lake and secret fall back to what was synced: all accepted is there."""
+    with short_folder() as folder:
+        power = Power(folder)
+        with running_server(environment=power.environment) as server:
+            begin(server)
+            with Stream(server, NAME) as stream:
+                time.sleep(3.0)
+                cut_s = time.time()
+                cut_power(server, power)
+                server.start()
+                n_before = len(stream.decisions)
+                wait_for(lambda: len(stream.decisions) > n_before + 50, 20)
+            audit = audited(server, NAME, stream)
+    assert audit._replace(decisions_lost=[]) == (0, 0, 0, 0, [])
+    assert all(cut_s - d.at_s < FLUSHED_WITHIN_S for d in audit.decisions_lost)
 
 
 @needs_compiler
