@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,7 @@ from bandolero.draws import draws
 from bandolero.lake.catalog import Lake
 from bandolero.log import read_block
 from bandolero_service import keys
+from bandolero_service.commands import Place, ingest
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.explain import explain
 from bandolero_service.ids import Signer
@@ -30,6 +32,7 @@ from service_helpers import (
     running_server,
     wait_for,
 )
+from strategies import decision, decisions_table
 from worker import Worker
 
 UNIT = "alice@raw-unit.example"
@@ -160,6 +163,24 @@ def test_a_spool_holds_pseudonyms_only(
     monkeypatch.undo()
 
 
+def test_ingested_units_are_stored_as_pseudonyms(tmp_path: Path) -> None:
+    """Taken in or refused, a row of another system's file loses its raw unit; an erasure
+    finds it by the same pseudonym."""
+    rows = decisions_table(
+        [decision(unit=UNIT), decision(unit=UNIT, propensity=7.0), decision()]
+    )
+    pq.write_table(rows, tmp_path / "theirs.parquet")
+    place = Place(Settings(data_dir=tmp_path / "d", secret="secret"))
+    ingest(place, "decisions", [tmp_path / "theirs.parquet"])
+    lake = Lake(place.settings.lake_url)
+    pseudonym = Signer(b"secret", "acme").pseudonym(UNIT)
+    assert lake.read("decisions")[0]["unit"].to_pylist() == [pseudonym, None]
+    (refused,) = lake.paths("quarantine", ".parquet")
+    told = pq.read_table(pa.BufferReader(lake.read_bytes(refused))).to_pylist()
+    assert [row["unit"] for row in told] == [pseudonym]
+    assert UNIT not in str(told)
+
+
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(240)
@@ -201,6 +222,7 @@ def talk(server: Running) -> None:
     for path in (f"/v1/units/{UNIT}", f"/v1/units/{UNIT * 20}"):
         ask(server, "DELETE", path, None)
         ask(server, "GET", path, None)
+        ask(server, "DELETE", path, None, key="wrong")
     server.decide("walk", unit=UNIT)
     with contextlib.closing(_connection(server)) as connection:
         connection.connect()
@@ -208,9 +230,10 @@ def talk(server: Running) -> None:
         time.sleep(0.2)
 
 
-def ask(server: Running, method: str, path: str, body: Any) -> None:
+def ask(server: Running, method: str, path: str, body: Any, key: str = "") -> None:
     """Ask with a key, from `ADDRESS`, for somebody at `FORWARDED`."""
-    told = {"authorization": f"Bearer {server.key()}", "x-forwarded-for": FORWARDED}
+    told = {"authorization": f"Bearer {key or server.key()}"}
+    told |= {"x-forwarded-for": FORWARDED}
     told |= {"content-type": "application/json", "forwarded": f"for={FORWARDED}"}
     data = body if isinstance(body, str) else json.dumps(body)
     with contextlib.closing(_connection(server)) as connection:

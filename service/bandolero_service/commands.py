@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from bandolero_service.experiments import (
     checked_tenant,
     put_spec,
 )
+from bandolero_service.ids import Signer
 from bandolero_service.rates import parse_rate
 from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings
@@ -226,8 +228,14 @@ def ingest(place: Place, table: str, paths: list[Path]) -> None:
     from bandolero.lake.catalog import Lake
     from bandolero.lake.ingest import ingest as run
 
+    root = read_secrets(place.settings).root
+    signer = cache(lambda tenant: Signer(root, tenant))
+
+    def pseudonym(tenant: str, unit: str) -> str:
+        return signer(tenant).pseudonym(unit)
+
     with _steps() as step:
-        found = run(Lake(place.settings.lake_url), table, paths, step)
+        found = run(Lake(place.settings.lake_url), table, paths, step, pseudonym)
     for file in found.files:
         state = file.reason or f"{file.accepted:,} rows in, {file.refused:,} refused"
         _say(f"{file.path}: {state}")

@@ -35,6 +35,10 @@ TIME = {"decisions": "decided_at_ms", "events": "received_at_ms"}
 MAX_MS = 4_102_444_800_000  # the year 2100
 
 
+Pseudonym = Callable[[str, str], str]
+"""From a tenant and its unit to what is stored of that."""
+
+
 class IngestedFile(NamedTuple):
     """What became of one file; `reason` is why a whole file was refused."""
 
@@ -70,6 +74,7 @@ def ingest(
     table: str,
     paths: Sequence[Path],
     progress: Callable[[str], None] = lambda _: None,
+    pseudonym: Pseudonym = lambda _, unit: unit,
 ) -> Ingested:
     """Load files, or the Parquet files of folders, into a table of the lake.
 
@@ -77,12 +82,15 @@ def ingest(
     ----------
     table
         `decisions` or `events`.
+    pseudonym
+        What is stored of a tenant's unit, also of refused rows; as it is where the files
+        hold pseudonyms already.
     """
     files = []
     for path in _files(lake, paths):
         progress(f"ingesting {path.name}")
         try:
-            files.append(_ingest_file(lake, table, path))
+            files.append(_ingest_file(lake, table, path, pseudonym))
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             _quarantine_file(lake, table, path, reason)
@@ -90,11 +98,13 @@ def ingest(
     return Ingested(files)
 
 
-def _ingest_file(lake: Lake, table: str, path: Path) -> IngestedFile:
+def _ingest_file(
+    lake: Lake, table: str, path: Path, pseudonym: Pseudonym
+) -> IngestedFile:
     data = path.read_bytes()
     name = blake2b(data, digest_size=12).hexdigest()
     rows = pq.read_table(pa.BufferReader(data), partitioning=None)
-    rows = _shaped(table, rows)
+    rows = _concealed(_shaped(table, rows), pseudonym)
     reasons = _reasons(table, rows)
     good = np.array([reason is None for reason in reasons], dtype=np.bool_)
     refused = rows.filter(pa.array(~good))
@@ -130,6 +140,17 @@ def _shaped(table: str, rows: pa.Table) -> pa.Table:
     shaped = pa.table(columns, schema=TABLES[table])
     shaped.validate(full=True)  # text that is no UTF-8 would stop every later reader
     return shaped
+
+
+def _concealed(rows: pa.Table, pseudonym: Pseudonym) -> pa.Table:
+    """The rows with what is stored of their units; none where the tenant is not told."""
+    if "unit" not in rows.column_names:
+        return rows
+    pairs = zip(rows["tenant_id"].to_pylist(), rows["unit"].to_pylist(), strict=True)
+    stored = [
+        pseudonym(t, u) if t is not None and u is not None else None for t, u in pairs
+    ]
+    return _set(rows, "unit", pa.array(stored, pa.string()))
 
 
 def _may_cast(given: pa.DataType, wanted: pa.DataType) -> bool:
