@@ -383,6 +383,7 @@ def test_an_erasure_is_nobody_elses(worker: Worker) -> None:
 
 
 @needs_server
+@pytest.mark.timeout(150)
 def test_a_unit_is_erased_over_http(running: Running) -> None:
     """An admin's receipt and its state; no one else's key will do, and nothing is echoed."""
     path = "/v1/units/alice%2Fat%20home"
@@ -393,7 +394,7 @@ def test_a_unit_is_erased_over_http(running: Running) -> None:
     assert {"erasure_id", "requested_at", "receipt_hash", "kept"} <= receipt.keys()
     assert running.ok("DELETE", path)["erasure_id"] == receipt["erasure_id"]
     where = f"/v1/erasures/{receipt['erasure_id']}"
-    wait_for(lambda: running.ok("GET", where)["lake"]["state"] == "done", 20)
+    wait_for(lambda: running.ok("GET", where)["lake"]["state"] == "done", 40)
     few = running.key("acme", "decide,events,report")
     assert running.call("DELETE", path, key=few).status == 403
     assert running.call("DELETE", path).status == 401

@@ -167,6 +167,50 @@ class ExplainedDecision(TypedDict):
     outcome: Outcome
 
 
+class Receipt(TypedDict):
+    """What will be erased of a unit, by when, and what cannot be."""
+
+    erasure_id: str
+    tenant: str
+    requested_at: str
+    erased: str
+    from_lake_by: str
+    from_log_by: str
+    kept: list[str]
+    not_reached: list[str]
+    receipt_hash: str
+    state: str
+
+
+class FromLake(TypedDict):
+    """How far the files of the lake are written anew."""
+
+    state: str
+    by: str
+    files: int
+    rows: int
+    unreadable_files: int
+
+
+class FromLog(TypedDict):
+    """Whether the log has forgotten."""
+
+    state: str
+    by: str
+
+
+class ErasureState(TypedDict):
+    """How far an erasure has come."""
+
+    erasure_id: str
+    tenant: str
+    requested_at: str
+    receipt_hash: str
+    state: str
+    lake: FromLake
+    log: FromLog
+
+
 def answers(shape: object, *statuses: int) -> Answers:
     """A route's answers of one shape, as FastAPI's `responses` takes them."""
     return {status: {"model": shape} for status in statuses}

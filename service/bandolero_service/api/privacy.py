@@ -5,13 +5,13 @@ The unit stands in the path, so a path is never logged; the answer does not repe
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 
 from bandolero_service.api.access import Access, admin
+from bandolero_service.api.answers import ErasureState, Receipt, answers
 from bandolero_service.api.gate import Caller
 from bandolero_service.decide import MAX_UNIT_CHARACTERS
 from bandolero_service.erasures import ask, state_of
-from bandolero_service.errors import ApiError
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from bandolero_service.views import Views
@@ -25,18 +25,24 @@ def privacy_routes(
     Admin = Annotated[Caller, Depends(access.require(admin))]
 
     @router.delete(
-        "/units/{unit:path}", status_code=202, summary="Erase a unit; a receipt"
+        "/units/{unit:path}",
+        status_code=202,
+        summary="Erase a unit; a receipt",
+        responses=answers(Receipt, 202),
     )
-    def erase_unit(unit: str, caller: Admin) -> dict[str, Any]:
-        if not 1 <= len(unit) <= MAX_UNIT_CHARACTERS:
-            rule = f"must have 1 to {MAX_UNIT_CHARACTERS}"
-            message = f"unit has {len(unit)} characters, {rule}."
-            raise ApiError(422, "invalid_request", message, "unit")
+    def erase_unit(
+        unit: Annotated[str, Path(min_length=1, max_length=MAX_UNIT_CHARACTERS)],
+        caller: Admin,
+    ) -> dict[str, Any]:
         pseudonym = views.signer(caller.tenant).pseudonym(unit)
         author = access.author(caller)
         return ask(store, settings, caller.tenant, pseudonym, author)
 
-    @router.get("/erasures/{erasure_id}", summary="How far an erasure has come")
+    @router.get(
+        "/erasures/{erasure_id}",
+        summary="How far an erasure has come",
+        responses=answers(ErasureState, 200),
+    )
     def show_erasure(erasure_id: str, caller: Admin) -> dict[str, Any]:
         return state_of(store, caller.tenant, erasure_id)
 
