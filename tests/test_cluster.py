@@ -95,6 +95,7 @@ def _events(store: Store, shard: int) -> list[str]:
     return [i for at, b in found for i in read_block(b, at)["event_id"].to_pylist()]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 * SLOWER)
 def test_a_node_that_is_away_stops_only_its_own_shards(
     fragile: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -100,6 +100,7 @@ def _all_is_there(server: Running, decisions: list[Any], clicks: list[Any]) -> N
     assert logged == sent
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 * SLOWER)
 def test_a_server_that_never_saw_a_store_is_not_ready() -> None:
     """It comes up, says 503 and why, refuses clearly, and ends when it is told to."""

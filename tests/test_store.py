@@ -188,6 +188,15 @@ def test_a_server_that_forgot_the_scripts_is_told_again(store: Store) -> None:
         assert len(list(store.read(keys.decisions(shard), NO_POSITION))) >= 2
 
 
+def test_every_server_writes_its_file_anew(store: Store) -> None:
+    """After a rewrite was asked for, each server of the store has begun or planned one."""
+    store.rewrite_append_only_file()
+    for server in store._connection.servers():
+        told = server.info("persistence")
+        begun = told["aof_rewrite_in_progress"] or told["aof_rewrite_scheduled"]
+        assert begun or told["aof_last_rewrite_time_sec"] >= 0
+
+
 # --- leases and the learner's commit --------------------------------------------------------
 
 

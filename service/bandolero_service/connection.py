@@ -156,7 +156,7 @@ class Connection:
         """The weakest that any server promises, of those that answer."""
         promised: dict[str, str] = {}
         failure: Exception | None = None
-        for server in self._servers():
+        for server in self.servers():
             try:
                 found = server.config_get("appendonly", "appendfsync")
                 found |= server.config_get("maxmemory-policy")
@@ -181,7 +181,8 @@ class Connection:
         except IndexError:  # what the client makes of it
             raise RedisClusterException("the cluster serves no slots.") from None
 
-    def _servers(self) -> list[Any]:
+    def servers(self) -> list[Any]:
+        """A client of every server that holds keys."""
         client = self.client
         if not _is_cluster(client):
             return [client]

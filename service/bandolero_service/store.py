@@ -393,7 +393,8 @@ class Store:
     def rewrite_append_only_file(self) -> None:
         """Have the store write its file anew, without what was trimmed from the log."""
         with self._down():
-            self._redis.bgrewriteaof()
+            for server in self._connection.servers():
+                server.bgrewriteaof()
 
     # API keys
 
