@@ -20,11 +20,12 @@ import pytest
 COMMAND = (sys.executable, "-m", "bandolero_service")
 ALL_SCOPES = "decide,events,report,admin"
 PROC = Path("/proc")
-COMMAND_TIMEOUT_S = 60.0
+
 _SLOW = "5" if os.environ.get("NUMBA_DISABLE_JIT") == "1" else "1"
 SLOWER = float(os.environ.get("BANDOLERO_TEST_SLOWER", _SLOW))
 """Patience is multiplied by this where kernels run as plain Python, or on a busy machine."""
 READY_TIMEOUT_S = 55.0 * SLOWER
+COMMAND_TIMEOUT_S = 60.0 * SLOWER
 
 linux = pytest.mark.skipif(not PROC.is_dir(), reason="no /proc to find processes in")
 T = TypeVar("T")
