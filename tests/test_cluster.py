@@ -7,11 +7,16 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
+from limits import RateLimitItemPerSecond
 
 from bandolero.draws import experiment_key, shard_of
+from bandolero.experiment import parse_experiment
 from bandolero.lake.catalog import Lake
 from bandolero.log import read_block
-from bandolero_service import keys, views
+from bandolero_service import keys, trail, views
+from bandolero_service.audit import Author
+from bandolero_service.auth import new_api_key
+from bandolero_service.experiments import put_spec
 from bandolero_service.learner import run_learner
 from bandolero_service.settings import Settings
 from bandolero_service.store import NO_POSITION, Store, StoreDownError, blocks_of
@@ -74,6 +79,26 @@ def test_the_whole_job_runs_on_a_cluster(cluster: Cluster) -> None:
         shards = cluster.shards_of(node, N_SHARDS)
         held = {shard for shard in range(N_SHARDS) if _holds(node, shard)}
         assert held == shards != set(), i
+
+
+@pytest.mark.slow
+def test_acts_are_chained_and_requests_counted_on_a_cluster(cluster: Cluster) -> None:
+    """Audit lines go where what they tell of lives; two workers count one caller together."""
+    first, second = Store(cluster.nodes[0].url), Store(cluster.nodes[1].url)
+    root, rate = b"root", RateLimitItemPerSecond(3, 3600)
+    first.open(N_SHARDS)
+    for name in map(name_on, range(N_SHARDS)):
+        spec = parse_experiment(experiment(name))
+        put_spec(first, Author("test", root), "audited", spec)
+    _, key = new_api_key(root, "audited", ["decide"])
+    first.put_api_key(key, Author("test", root))
+    chains = trail.verified(first, root, "audited")
+    assert sum(chain.n_lines for chain in chains) == N_SHARDS + 1
+    assert [chain.faults for chain in chains if chain.faults] == []
+    counted = [store.count(rate, "who") for store in (first, second, first, second)]
+    assert [within for within, _ in counted] == [True, True, True, False]
+    first.close()
+    second.close()
 
 
 def _holds(node: Node, shard: int) -> bool:
