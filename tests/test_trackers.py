@@ -1,5 +1,6 @@
 """Trackers: each tells one thing of one decision, once, and leads nowhere but home."""
 
+import asyncio
 import re
 import string
 import subprocess
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bandolero.experiment import InvalidExperimentError, parse_experiment
 from bandolero.landing import is_web_url, landing_url
-from bandolero_service.api.trackers import PIXEL
+from bandolero_service.api.trackers import PIXEL, tracker_routes
 from bandolero_service.events import EventDesk
 from bandolero_service.ids import ForgedIdError, Signer, key_in
 from bandolero_service.settings import Settings, SettingsError, read_settings
@@ -349,6 +351,48 @@ def _is_refused(trackers: Trackers, tracked: Any) -> bool:
     except UnknownTrackerError:
         return True
     return False
+
+
+async def _full(_: object) -> str:
+    return "store and disk are full"
+
+
+async def _slow(_: object) -> None:
+    await asyncio.sleep(60)
+
+
+@needs_server
+@pytest.mark.parametrize("durable", [_full, _slow])
+def test_a_page_goes_on_though_its_event_cannot_be_kept(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, durable: Any
+) -> None:
+    """Refused, or slower than anyone waits: the click leads home, the pixel is shown, and
+    neither is taken for recorded."""
+    monkeypatch.setattr("bandolero_service.api.trackers.WAIT_S", 0.01)
+    worker.put(with_landing("hats"))
+    urls = worker.decide("hats", eligible=["v0"], trackers=True)["trackers"]
+    trackers = Trackers(worker.views, EventDesk(worker.views, Settings()))
+    app = FastAPI()
+    app.include_router(tracker_routes(trackers, durable))
+    for kind, status in ((IMPRESSION, 200), (CLICK, 302)):
+        path = urls[kind].removeprefix("https://ads.example")
+        assert asyncio.run(_status(app, path)) == status
+        assert trackers.event(kind, trackers.read(kind, path[-64:])) is not None
+
+
+async def _status(app: FastAPI, path: str) -> int:
+    """The status of an answer, without a server."""
+    told: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode()}
+    await app({**scope, "query_string": b"", "headers": []}, receive, send)
+    return int(told[0]["status"])
 
 
 # In a page

@@ -89,7 +89,7 @@ EVENTS_REJECTED = Family(
     "counter",
     "Events rejected within their batch, by reason.",
     ("reason",),
-    known=_each("invalid_event", "unknown_decision", "expired_decision"),
+    known=_each("invalid_event", "unknown_decision", "expired_decision", "no_consent"),
 )
 EVENTS_LATE = Family(
     "bandolero_events_late_total",
