@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.explain import explain
 from bandolero_service.ids import Signer
 from bandolero_service.settings import Settings
-from bandolero_service.spool import Spool
+from bandolero_service.spool import orphans
 from bandolero_service.store import NO_POSITION, Store, StoreDownError, blocks_of
 from service_helpers import (
     Running,
@@ -153,9 +154,12 @@ def test_a_spool_holds_pseudonyms_only(
     worker.decide("hats", unit=UNIT)
     wait_for(lambda: worker.writer.spool_bytes > 0, 10, "a block is spooled")
     (path,) = Path(tmp_path, "spool").glob("*.spool")
-    reader = Spool.__new__(Spool)
-    reader.path, reader._drained = path, 0
-    blocks = [block for _, block in reader.blocks()]
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(path, copy)
+    (spool,) = orphans(copy, 1_000_000)
+    blocks = [block for _, block in spool.blocks()]
+    spool.close()
     (row,) = read_block(blocks[0].payload, "1-0").to_pylist()
     assert row["unit"] == worker.views.signer("acme").pseudonym(UNIT)
     assert UNIT.encode() not in path.read_bytes()
