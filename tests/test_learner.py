@@ -17,7 +17,7 @@ from bandolero.lake.catalog import SNAPSHOTS_TABLE, Lake
 from bandolero.log import DECISIONS, EVENTS, log_ms, log_order, write_block
 from bandolero.policies import BetaState, aged, policy_of
 from bandolero.replay import agree, replay
-from bandolero.settle import GRACE_MS
+from bandolero.settle import GRACE_MS, LOST_AFTER_MS
 from bandolero.snapshot import (
     Snapshot,
     build_snapshot,
@@ -28,6 +28,7 @@ from bandolero.snapshot import (
 from bandolero_service import keys, learner
 from bandolero_service.folding import state_from_bytes, state_to_bytes
 from bandolero_service.learner import ShardLearner
+from bandolero_service.metrics import EVENTS_LATE
 from bandolero_service.settings import Settings
 from bandolero_service.store import Commit, Entry, Store
 from strategies import (
@@ -396,6 +397,30 @@ def test_a_block_that_cannot_be_folded_is_told_and_the_rest_goes_on(
     state: Any = store.snapshot.state
     assert state.trials[0] == 1
     assert any("1 decisions are not learned" in r.getMessage() for r in caplog.records)
+
+
+def test_late_events_are_counted_once(
+    at_once: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event after its decision has settled is let go and counted; one in time is not."""
+    told: list[float] = []
+    monkeypatch.setattr(
+        learner,
+        "count",
+        lambda family, n=1.0: told.append(n) if family is EVENTS_LATE else None,
+    )
+    made, clicks = clicked(6, gap_ms=LOST_AFTER_MS)
+    store = MemoryStore(LASTING)
+    store.decide(*made)
+    shard = learner_of(store, at_once)
+    store.tell(clicks[0])
+    store.pass_to(made[0]["log_ms"] + CLOSE_AFTER_MS)
+    shard.step()
+    store.tell(clicks[0] | {"event_id": "late", "log_ms": made[1]["log_ms"]})
+    for row in made[1:]:
+        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+    assert sum(told) == 1
 
 
 def test_the_same_correction_is_looked_at_once() -> None:
