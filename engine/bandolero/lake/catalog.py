@@ -176,9 +176,9 @@ class Lake:
             raise OverlapError(f"{entry} was made meanwhile by another.") from None
         return commit
 
-    def commits(self) -> list[Commit]:
-        """All commits, by shard and position."""
-        paths = self.paths("manifest", ".json")
+    def commits(self, shard: str = "") -> list[Commit]:
+        """All commits, by shard and position; or those of one shard."""
+        paths = self.paths(f"manifest/{shard}".rstrip("/"), ".json")
         return [self._read_commit(path) for path in sorted(paths)]
 
     def until_ms(self, shard: str) -> int:

@@ -71,7 +71,7 @@ def rebuild(
     progress
         Told how far it is.
     """
-    commits = [c for c in lake.commits() if c.shard == f"s{shard}"]
+    commits = lake.commits(f"s{shard}")
     facts, bad = _facts(lake, commits)
     records = {
         n: ExperimentRecord.model_validate_json(b) for n, b in facts.records.items()
