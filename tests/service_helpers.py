@@ -127,6 +127,8 @@ class Running:
         self._options = options
         self._environment = {
             "BANDOLERO_ARCHIVE_INTERVAL_S": "1",
+            # Tests that share a server send bad keys on purpose, all from one address.
+            "BANDOLERO_FAILED_AUTH_RATE": "100000/m",
             **(environment or {}),
         }
         self._keys: dict[tuple[str, str], str] = {}

@@ -185,6 +185,8 @@ def test_rates_of_the_environment() -> None:
         assert statuses == [200] * 12 + [429] * 2
         decide = [server.call("POST", "/v1/decide", {}, key).status for _ in range(11)]
         assert decide == [422] * 9 + [429] * 2
+        without = [server.call("GET", path).status for _ in range(6)]
+        assert without == [401] * 6  # who sends no key guesses none
         guesses = [server.call("GET", path, key=f"bk_{i:012}_x") for i in range(5)]
         assert [g.status for g in guesses] == [401] * 4 + [429]
         assert refused(guesses[-1])
@@ -193,9 +195,3 @@ def test_rates_of_the_environment() -> None:
         assert server.call("POST", "/v1/decide", {}, key).status == 429  # its own rate
         assert server.call("GET", path).status == 429
         assert server.call("GET", "/healthz").status == 200
-
-
-def test_a_missing_key_is_no_guess(running: Running) -> None:
-    """Requests without a key are refused each time, and never held against an address."""
-    statuses = {running.call("GET", "/v1/experiments").status for _ in range(120)}
-    assert statuses == {401}
