@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from bandolero_service.errors import NOT_JSON, ApiError, field_named_in, not_decoded
-from bandolero_service.ids import DecisionId, ForgedIdError
+from bandolero_service.ids import DecisionId, ForgedIdError, Signer
 from bandolero_service.record import Row
 from bandolero_service.settings import Settings
 from bandolero_service.views import Views
@@ -79,12 +79,12 @@ class EventDesk:
     def judge(self, tenant: str, events: Sequence[Event | ApiError]) -> Judged:
         """Sort a batch, as `read`, into rows for the log and rejections."""
         now_ms = time.time_ns() // 1_000_000
-        judged = Judged()
+        judged, signer = Judged(), self._views.signer(tenant)
         for index, event in enumerate(events):
             try:
                 if isinstance(event, ApiError):
                     raise event
-                shard, row = self._row(tenant, event, now_ms)
+                shard, row = self._row(tenant, signer, event, now_ms)
             except ApiError as error:
                 self.rejected[error.code] += 1
                 judged.reject(index, error)
@@ -124,10 +124,12 @@ class EventDesk:
             field = field_named_in(str(error))
             return ApiError(422, "invalid_event", f"{error}.", field)
 
-    def _row(self, tenant: str, event: Event, now_ms: int) -> tuple[int, Row]:
+    def _row(
+        self, tenant: str, signer: Signer, event: Event, now_ms: int
+    ) -> tuple[int, Row]:
         """The event's shard and its row of `bandolero.log.EVENTS`."""
         _check(event)
-        decision = self._decision(tenant, event, now_ms)
+        decision = self._decision(signer, event, now_ms)
         name = self._views.experiment_id(tenant, decision.key)
         return decision.shard, (
             tenant,
@@ -142,9 +144,9 @@ class EventDesk:
             now_ms,
         )
 
-    def _decision(self, tenant: str, event: Event, now_ms: int) -> DecisionId:
+    def _decision(self, signer: Signer, event: Event, now_ms: int) -> DecisionId:
         try:
-            decision = self._views.signer(tenant).read(event.decision_id)
+            decision = signer.read(event.decision_id)
         except ForgedIdError:
             shown = event.decision_id[:80]
             message = f"decision_id == {shown!r}, must be one you were given."

@@ -89,7 +89,11 @@ class Signer:
         form = KEPT if kept else UNKEPT
         when = at_ms >> 32, at_ms & 0xFFFFFFFF
         body = _LAYOUT.pack(form, self._key_id, shard, key, *when, version, arm, nonce)
-        return _text(body + _mac(self._mac, body))
+        # `_mac` and `_text`, less two calls: this is the way of every decision.
+        hasher = self._mac.copy()
+        hasher.update(body)
+        data = binascii.b2a_base64(body + hasher.digest(), newline=False)
+        return data.translate(_TO_URL)
 
     def mint_alike(
         self,
@@ -120,7 +124,10 @@ class Signer:
             When it was not minted for this tenant.
         """
         body, mac = _parts(decision_id)
-        if not any(_good(live.ids, body, mac) for live in self._named(body)):
+        for live in self._live:  # two may share a key id
+            if live.key_id == body[1] and _good(live.ids, body, mac):
+                break
+        else:
             raise _forged()
         form, _, shard, key, high, low, version, arm, nonce = _LAYOUT.unpack(body)
         at_ms = (high << 32) | low

@@ -16,6 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bandolero_service.api.gate import Gate
+from bandolero_service.api.one_write import OneWrite
 from bandolero_service.api.request_ids import REQUEST_ID, Traced, given_id, new_id
 from bandolero_service.api.seals import Sealed
 from bandolero_service.decide import Decider, DecideRequest
@@ -77,6 +78,7 @@ class DataPlane:
         self._gate = gate
         self._meters: dict[str, Meter] = {}
         self._workers = settings.workers
+        self._one_write = OneWrite()
         self._views = views
         self._writer = writer
         self._max_body_bytes = settings.max_body_bytes
@@ -131,6 +133,9 @@ class DataPlane:
             log.exception("POST %s failed", about.route, extra=asdict(about))
             fault = ApiError(500, "internal", "something failed on our side.")
             status, content = 500, msgspec.json.encode(fault.body())
+        usual = status < 300 and request_id is None and not more
+        if usual and self._one_write.answered(send, status, content):
+            return
         headers = [_JSON, (b"content-length", b"%d" % len(content)), *more]
         if request_id is not None or status >= 400:
             headers.append((REQUEST_ID, request_id or new_id()))
