@@ -31,8 +31,8 @@ DRAIN_BLOCKS = 64
 ADOPT_EVERY_S = 10.0
 """How often a worker looks for spools whose writer is gone."""
 MAX_DECISIONS = 4_000
-"""Decisions of one flush: so many are still in the processor's cache when they are
-written, which halves what writing them costs."""
+"""Decisions of one block. A flush begins when there are so many: they are still in the
+processor's cache then, which halves what writing them costs."""
 
 
 class LogWriter:
@@ -139,8 +139,7 @@ class LogWriter:
 
     def _take_decisions(self) -> list[Decision]:
         """What has been handed over by now; a deque, so that none can slip between."""
-        n = min(len(self._decisions), MAX_DECISIONS)
-        return [self._decisions.popleft() for _ in range(n)]
+        return [self._decisions.popleft() for _ in range(len(self._decisions))]
 
     def _write(self, blocks: list[Block]) -> str | None:
         """Append to the log, or to the spool; the reason where neither took them."""
@@ -228,14 +227,11 @@ class LogWriter:
 
     def _decision_blocks(self, decisions: list[Decision]) -> list[Block]:
         return [
-            Block(
-                "decisions",
-                shard,
-                self._next("decisions"),
-                block_of(rows),
-                counts,
+            Block("decisions", shard, self._next("decisions"), block_of(rows), counts)
+            for start in range(0, len(decisions), MAX_DECISIONS)
+            for shard, rows, counts in rows_by_shard(
+                decisions[start : start + MAX_DECISIONS]
             )
-            for shard, rows, counts in rows_by_shard(decisions)
         ]
 
     def _event_blocks(
