@@ -23,7 +23,7 @@ def request(served: Running, *more: str) -> bytes:
     lines = [
         "POST /v1/decide HTTP/1.1",
         "Host: x",
-        f"Authorization: Bearer {served.key}",
+        f"Authorization: Bearer {served.key()}",
         f"Content-Length: {len(BODY)}",
         *more,
     ]
