@@ -6,7 +6,6 @@ is an integer. Sums of real numbers (of values squared, of features, of a policy
 forgets) agree to 1e-9. Logistic states depend on the order of trials: the log's.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,11 +28,9 @@ from bandolero.experiment import Experiment
 from bandolero.features import FeatureMap
 from bandolero.policies import ContextualPolicy, learn, policy_of
 from bandolero.policies.base import Floats, Ints, grow
-from bandolero.settle import Settled, closes_ms, live_cuts, settle
+from bandolero.settle import Bools, Settled, closes_ms, live_cuts, settle
 
 FALLBACK = "fallback"
-CONTEXT, UNKNOWN = "context", "unknown"
-"""Probabilities that a context decided: as recorded, or not recorded."""
 MEASURES = ("trials", "hits", "impressions", "rewards_micros", "rewards_squared")
 """What a correction corrects; hits are trials with a positive reward."""
 
@@ -91,31 +88,30 @@ def advance(
     vectors
         Probabilities of all arms by snapshot version.
     """
-    fold = grown(experiment, fold)
-    learned = decisions.filter(pc.not_equal(decisions["mode"], FALLBACK))
-    learned = learned.filter(pa.array(arms_of(experiment, learned["variant_id"]) >= 0))
-    cuts = live_cuts(learned, experiment.objective)
-    settled = settle(learned, events, experiment.objective, cuts)
-    rows = learned.take(pa.array(settled.row))
-    arms = arms_of(experiment, rows["variant_id"])
-    rewards = settled.reward_micros[settled.trial] / 1e6
     policy = policy_of(experiment)
+    fold = grown(experiment, fold)
+    arms = arms_of(experiment, decisions["variant_id"])
+    learned = (arms >= 0) & ~_equal(decisions["mode"], FALLBACK)
+    rows, arms = _kept(decisions, learned), arms[learned]
+    cuts = live_cuts(rows, experiment.objective)
+    settled = settle(rows, events, experiment.objective, cuts)
+    final = np.zeros(len(arms), np.bool_)
+    final[settled.row] = True
+    rows, arms = _kept(rows, final), arms[final]
+    rewards = settled.reward_micros[settled.trial] / 1e6
+    trials = arms[settled.trial]
     if isinstance(policy, ContextualPolicy):
-        features = features_of(experiment, rows.filter(pa.array(settled.trial)))
-        state = policy.update(fold.state, arms[settled.trial], rewards, features)
+        features = features_of(experiment, _kept(rows, settled.trial))
+        state = policy.update(fold.state, trials, rewards, features)
         learned_to_ms = fold.learned_to_ms
     else:
-        closes = closes_ms(learned, experiment.objective)[settled.row]
+        closes = closes_ms(rows, experiment.objective)[settled.trial]
         state, learned_to_ms = learn(
-            policy,
-            fold.state,
-            fold.learned_to_ms,
-            arms[settled.trial],
-            rewards,
-            closes[settled.trial],
+            policy, fold.state, fold.learned_to_ms, trials, rewards, closes
         )
     epochs = dict(fold.epochs)
-    for part, epoch in _split_epochs(experiment, rows, vectors):
+    by_context = policy.mode if isinstance(policy, ContextualPolicy) else None
+    for part, epoch in _split_epochs(experiment, by_context, rows, vectors):
         counted = _count(epoch, arms, settled, part)
         if epoch.moments is not None:
             moments = _moments(experiment, rows, arms, settled, part)
@@ -123,6 +119,17 @@ def advance(
         key = epoch_key(epoch)
         epochs[key] = merge(epochs[key], counted) if key in epochs else counted
     return Fold(state, epochs, learned_to_ms)
+
+
+def _kept(rows: pa.Table, keep: Bools) -> pa.Table:
+    """The rows to keep; the very table where that is all."""
+    return rows if keep.all() else rows.filter(pa.array(keep))
+
+
+def _equal(column: pa.ChunkedArray, value: str | None) -> Bools:
+    """Whether a row holds this value, (n,); none does where it is None."""
+    found = pc.fill_null(pc.equal(column, pa.scalar(value, pa.string())), False)
+    return np.asarray(found.to_numpy(), dtype=np.bool_)
 
 
 def grown(experiment: Experiment, fold: Fold) -> Fold:
@@ -152,62 +159,95 @@ def arms_of(experiment: Experiment, variant_ids: pa.ChunkedArray) -> Ints:
 
 def features_of(experiment: Experiment, rows: pa.Table) -> Floats:
     """Features of the decisions' contexts, (n_rows, n_features)."""
-    contexts = [_context(text) for text in rows["context"].to_pylist()]
-    return FeatureMap(experiment.context).encode_batch(contexts)
-
-
-def _context(text: str | None) -> dict[str, Any]:
-    """A recorded context; empty where there is none, or ingested text that is none."""
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return FeatureMap(experiment.context).encode_texts(rows["context"])
 
 
 def _split_epochs(
-    experiment: Experiment, rows: pa.Table, vectors: Vectors
+    experiment: Experiment, mode_by_context: str | None, rows: pa.Table, vectors: Vectors
 ) -> Iterator[tuple[Ints, Epoch]]:
     """Rows grouped by (day, mode, probabilities), each with an empty epoch."""
     days = np.asarray(rows["decided_at_ms"].to_numpy()) // DAY_MS
-    versions = pc.fill_null(rows["snapshot_version"], -1).to_numpy()
-    modes = rows["mode"].to_pylist()
-    given = rows["probabilities"].to_pylist()
-    eligible = rows["eligible"].to_pylist()
-    policy = policy_of(experiment)
-    by_context = policy.mode if isinstance(policy, ContextualPolicy) else None
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, mode in enumerate(modes):
-        own, among = tuple(given[i] or ()), tuple(eligible[i] or ())
-        says_all = len(own) == len(among) > 0
-        shares: Any = (among, own) if says_all else (None, None)
-        if mode == by_context:
-            shares = CONTEXT if says_all else UNKNOWN
-        groups.setdefault((int(days[i]), mode, int(versions[i]), shares), []).append(i)
+    versions = np.asarray(pc.fill_null(rows["snapshot_version"], -1).to_numpy())
+    says_all = _say_all(rows)
+    by_context = _equal(rows["mode"], mode_by_context)
+    own = says_all & ~by_context
+    shares = np.where(says_all, -1, -2) * by_context
+    shares[own] = 1 + _codes_of_lists(rows.filter(pa.array(own)))
+    modes = rows["mode"].combine_chunks().dictionary_encode()
+    mode_codes = np.asarray(modes.indices.to_numpy())
     n_arms = len(experiment.variants)
-    for (day, mode, version, shares), members in groups.items():
-        part = np.array(members, dtype=np.int64)
-        empty = empty_epoch(day, mode, version, np.full(n_arms, np.nan))
-        if shares == CONTEXT:
+    for part in _groups(days, mode_codes, versions, shares):
+        first = int(part[0])
+        mode, version = modes.dictionary[mode_codes[first]].as_py(), int(versions[first])
+        empty = empty_epoch(int(days[first]), mode, version, np.full(n_arms, np.nan))
+        if by_context[first] and says_all[first]:
             empty = empty._replace(moments=np.zeros((len(MOMENTS), n_arms)))
-        elif shares != UNKNOWN:
-            vector = _vector(experiment, vectors.get(version), *shares)
+        elif not by_context[first]:
+            told = rows.slice(first, 1) if own[first] else None
+            vector = _vector(experiment, vectors.get(version), told)
             empty = empty._replace(probabilities=vector)
         yield part, empty
 
 
+def _say_all(rows: pa.Table) -> Bools:
+    """Whether a decision's record says the probability of each eligible variant."""
+    lengths = [
+        np.asarray(pc.fill_null(pc.list_value_length(rows[name]), 0).to_numpy())
+        for name in ("eligible", "probabilities")
+    ]
+    return np.asarray((lengths[0] == lengths[1]) & (lengths[0] > 0))
+
+
+def _codes_of_lists(rows: pa.Table) -> Ints:
+    """A number for each (eligible, probabilities), (n_rows,): equal where they are."""
+    names = rows["eligible"].combine_chunks()
+    shares = rows["probabilities"].combine_chunks()
+    codes = pc.fill_null(names.flatten().dictionary_encode().indices, -1)
+    among = _codes(_as_bytes(names, codes))
+    own = _codes(_as_bytes(shares, pc.fill_null(shares.flatten(), np.nan)))
+    return among * (len(rows) + 1) + own
+
+
+def _as_bytes(lists: pa.ListArray, values: pa.Array) -> pa.Array:
+    """Lists, of these numbers one after the other, as binary values."""
+    data = np.ascontiguousarray(values.to_numpy())
+    starts = np.asarray(lists.offsets.to_numpy())
+    offsets = (starts - starts[0]).astype(np.int64) * data.itemsize
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lists), buffers)
+
+
+def _codes(values: pa.Array) -> Ints:
+    codes = values.dictionary_encode().indices
+    return np.asarray(codes.to_numpy(), dtype=np.int64)
+
+
+def _groups(*columns: Ints) -> list[Ints]:
+    """Rows that agree in all columns, each ascending, in order of their first rows."""
+    if not len(columns[0]):
+        return []
+    code = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        each = _codes(pa.array(column))
+        code = _codes(pa.array(code * (int(each.max()) + 1) + each))
+    order = np.argsort(code, kind="stable")
+    ends = np.cumsum(np.bincount(code))
+    return np.split(order, ends[:-1])
+
+
 def _vector(
-    experiment: Experiment,
-    snapshot: Floats | None,
-    eligible: tuple[str, ...] | None,
-    own: tuple[float, ...] | None,
+    experiment: Experiment, snapshot: Floats | None, told: pa.Table | None
 ) -> Floats:
-    """Probability of every arm for a decision, (n_arms,); nan where it is not known."""
+    """Probability of every arm for a decision, (n_arms,); nan where it is not known.
+
+    `told`: the decision, where its record says them; else they are its snapshot's.
+    """
     n_arms = len(experiment.variants)
     vector = np.zeros(n_arms)
-    if eligible is not None and own is not None:
-        arms = arms_of(experiment, pa.chunked_array([pa.array(eligible)]))
-        vector[arms[arms >= 0]] = np.array(own)[arms >= 0]
+    if told is not None:
+        arms = arms_of(experiment, pc.list_flatten(told["eligible"]))
+        own = np.asarray(pc.list_flatten(told["probabilities"]).to_numpy())
+        vector[arms[arms >= 0]] = own[arms >= 0]
         return vector
     if snapshot is None:
         return np.full(n_arms, np.nan)
@@ -236,7 +276,9 @@ def _moments(
 ) -> Floats:
     """`MOMENTS` of some of the settled decisions, (len(MOMENTS), n_arms)."""
     n_arms = len(experiment.variants)
-    mine = rows.take(pa.array(part))
+    mine = rows.select(["eligible", "probabilities"])
+    if len(part) < len(rows):
+        mine = mine.take(pa.array(part))
     among = arms_of(experiment, pc.list_flatten(mine["eligible"]))
     p = np.asarray(pc.list_flatten(mine["probabilities"]).to_numpy(), np.float64)
     among, p = among[among >= 0], p[among >= 0]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 DECISIONS = pa.schema(
@@ -58,8 +59,9 @@ EVENTS = pa.schema(
 LAST_SEQUENCE = 2**64 - 1
 """The greatest that may stand after the time in a log id."""
 LOG_POSITION = [("log_id", pa.string()), ("log_ms", pa.int64())]
-DECISIONS_TABLE = pa.schema([*DECISIONS, *(pa.field(n, t) for n, t in LOG_POSITION)])
-EVENTS_TABLE = pa.schema([*EVENTS, *(pa.field(n, t) for n, t in LOG_POSITION)])
+_POSITION = [pa.field(name, kind) for name, kind in LOG_POSITION]
+DECISIONS_TABLE = pa.schema([*DECISIONS, *_POSITION])
+EVENTS_TABLE = pa.schema([*EVENTS, *_POSITION])
 
 _IPC_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 """Not zstd, which takes half a millisecond a block, however small, to save a third."""
@@ -97,18 +99,45 @@ def blocks_of_rows(rows: pa.Table, schema: pa.Schema) -> Iterator[tuple[str, byt
 
 def read_block(data: bytes, log_id: str) -> pa.Table:
     """Rows of a block with their position in the log."""
-    with pa.ipc.open_stream(data) as reader:
+    known = pa.ipc.read_schema(pa.py_buffer(data))
+    return read_blocks([(log_id, data)], pa.schema([*known, *_POSITION]))
+
+
+def read_blocks(entries: Iterable[tuple[str, bytes]], schema: pa.Schema) -> pa.Table:
+    """Rows of (log id, block) entries, in log order, each column in one chunk.
+
+    `schema` is `DECISIONS_TABLE`, `EVENTS_TABLE` or some of their fields: columns that
+    are not asked for are not even decompressed.
+    """
+    blocks = list(entries)
+    if not blocks:
+        return schema.empty_table()
+    fields = [field for field in schema if field.name not in dict(LOG_POSITION)]
+    known = pa.ipc.read_schema(pa.py_buffer(blocks[0][1]))
+    wanted = [known.get_field_index(field.name) for field in fields]
+    options = pa.ipc.IpcReadOptions(
+        use_threads=False, included_fields=sorted(i for i in wanted if i >= 0)
+    )
+    tables = [_rows(data, pa.schema(fields), options) for _, data in blocks]
+    table = pa.concat_tables(tables)
+    block = np.repeat(np.arange(len(blocks)), [len(rows) for rows in tables])
+    ids = [log_id for log_id, _ in blocks]
+    times = np.array([log_ms(log_id) for log_id in ids])
+    table = table.append_column("log_id", pa.array(ids).take(pa.array(block)))
+    table = table.append_column("log_ms", pa.array(times[block]))
+    return table.select(schema.names).combine_chunks()
+
+
+def _rows(data: bytes, schema: pa.Schema, options: pa.ipc.IpcReadOptions) -> pa.Table:
+    with pa.ipc.open_stream(data, options=options) as reader:
         table = reader.read_all()
-    n = table.num_rows
-    ids = pa.array([log_id]).take(pa.array([0] * n, pa.int8()))
-    times = pa.array([log_ms(log_id)] * n, pa.int64())
-    return table.append_column("log_id", ids).append_column("log_ms", times)
-
-
-def read_blocks(entries: Iterable[tuple[str, bytes]], empty: pa.Schema) -> pa.Table:
-    """All rows of (log id, block) entries, in log order."""
-    tables = [read_block(data, log_id) for log_id, data in entries]
-    return pa.concat_tables(tables) if tables else empty.empty_table()
+    if table.column_names == schema.names:
+        return table
+    with pa.ipc.open_stream(data) as reader:  # a block of another layout
+        table = reader.read_all()
+    there, n = set(table.column_names), table.num_rows
+    columns = [table[f.name] if f.name in there else pa.nulls(n, f.type) for f in schema]
+    return pa.table(columns, schema)
 
 
 def log_ms(log_id: str) -> int:

@@ -81,8 +81,8 @@ def settle(
     n = decisions.num_rows
     cuts = np.broadcast_to(np.asarray(cut, dtype=np.int64), (n,))
     counted = _counted(decisions, events, objective, cuts)
-    kinds = counted.kinds
-    impressions = _sum_by(counted.row[kinds == "impression"], None, n) > 0
+    shown = counted.row[_is(counted.kinds, "impression")]
+    impressions = _sum_by(shown, None, n) > 0
     rewards = _rewards(counted, objective, n)
     trials = impressions if objective.trial == "impression" else np.ones(n, np.bool_)
     row = np.flatnonzero(closes_ms(decisions, objective) <= cuts)
@@ -94,54 +94,66 @@ class _Counted(NamedTuple):
     """Events that count: the decision's row, the type, the value; all (n_events,)."""
 
     row: Ints
-    kinds: NDArray[Any]
+    kinds: pa.ChunkedArray
     micros: Ints
 
 
 def _counted(
     decisions: pa.Table, events: pa.Table, objective: Objective, cuts: Ints
 ) -> _Counted:
-    found = pc.index_in(events["decision_id"], value_set=decisions["decision_id"])
-    matched = events.filter(pc.is_valid(found))
-    row = _ints(found.drop_null())
-    ids = matched["event_id"].to_numpy()
-    kinds = matched["type"].to_numpy()
+    rows = _rows_of(decisions, events)
+    matched = events.filter(pa.array(rows >= 0))
+    row, kinds = rows[rows >= 0], matched["type"]
+    ids = _encoded(matched["event_id"])
+    event = _keys(row, ids.indices, len(ids.dictionary))
     keep = _ints(matched["log_ms"]) < cuts[row]
-    keep &= _first_of_each(row, ids, keep)
-    keep &= ~_retracted(row, ids, kinds, matched["retracts"].to_numpy(), keep)
+    keep &= _first_of_each(event, keep)
+    retracts = keep & _is(kinds, "retract")
+    if retracts.any():
+        named = pc.index_in(matched["retracts"], value_set=ids.dictionary)
+        names = _keys(row, named, len(ids.dictionary))
+        keep &= ~np.isin(event, names[retracts & _bools(pc.is_valid(named))])
     deadline = _ints(decisions["decided_at_ms"]) + objective.window_ms
     in_window = _ints(matched["at_ms"]) < deadline[row]
-    keep &= in_window | np.isin(kinds, CORRECTIONS)
-    return _Counted(row[keep], kinds[keep], _ints(matched["value_micros"])[keep])
+    keep &= in_window | _bools(pc.is_in(kinds, value_set=pa.array(CORRECTIONS)))
+    counts = pa.array(keep)
+    return _Counted(
+        row[keep], kinds.filter(counts), _ints(matched["value_micros"])[keep]
+    )
 
 
-def _first_of_each(row: Ints, ids: NDArray[Any], visible: Bools) -> Bools:
+def _rows_of(decisions: pa.Table, events: pa.Table) -> Ints:
+    """The decision's row of each event, (n_events,); -1 for other decisions'."""
+    ids = _encoded(events["decision_id"])
+    found = pc.index_in(decisions["decision_id"], value_set=ids.dictionary)
+    row = np.flatnonzero(_bools(pc.is_valid(found)))
+    of_id = np.full(len(ids.dictionary), -1)
+    of_id[_ints(found.drop_null())] = row
+    return of_id[_ints(ids.indices)]
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    return column.combine_chunks().dictionary_encode("encode")
+
+
+def _keys(row: Ints, codes: Any, n_codes: int) -> Ints:
+    """One number for each (decision, event id), (n_events,)."""
+    return row * n_codes + _ints(pc.fill_null(codes, 0))
+
+
+def _first_of_each(event: Ints, visible: Bools) -> Bools:
     """Whether an event is the first visible one of its id for its decision."""
-    first = np.zeros(len(row), np.bool_)
-    seen: set[tuple[int, str]] = set()
-    for i in np.flatnonzero(visible):
-        key = (int(row[i]), ids[i])
-        first[i] = key not in seen
-        seen.add(key)
+    at = np.flatnonzero(visible)
+    first = np.zeros(len(event), np.bool_)
+    first[at[np.unique(event[at], return_index=True)[1]]] = True
     return first
-
-
-def _retracted(
-    row: Ints, ids: NDArray[Any], kinds: NDArray[Any], names: NDArray[Any], keep: Bools
-) -> Bools:
-    """Whether a kept `retract` names the event."""
-    retracts = np.flatnonzero(keep & (kinds == "retract"))
-    if len(retracts) == 0:
-        return np.zeros(len(row), np.bool_)
-    named = {(int(row[i]), names[i]) for i in retracts}
-    return np.array([(int(r), e) in named for r, e in zip(row, ids, strict=True)])
 
 
 def _rewards(counted: _Counted, objective: Objective, n: int) -> Ints:
     """Reward of each decision in millionths, (n,)."""
-    hit = counted.kinds == objective.event
+    hit = _is(counted.kinds, objective.event)
     if objective.reward == "value":
-        refund = counted.kinds == "refund"
+        refund = _is(counted.kinds, "refund")
         gain = _sum_by(counted.row[hit], counted.micros[hit], n)
         return gain - _sum_by(counted.row[refund], counted.micros[refund], n)
     count = _sum_by(counted.row[hit], None, n)
@@ -153,6 +165,14 @@ def _sum_by(row: Ints, values: Ints | None, n: int) -> Ints:
     total = np.zeros(n, np.int64)
     np.add.at(total, row, 1 if values is None else values)
     return total
+
+
+def _is(kinds: pa.ChunkedArray, kind: str) -> Bools:
+    return _bools(pc.fill_null(pc.equal(kinds, kind), False))
+
+
+def _bools(column: Any) -> Bools:
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 def _ints(column: Any) -> Ints:
