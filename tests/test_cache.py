@@ -219,8 +219,7 @@ def test_an_experiment_that_is_gone_is_forgotten(
     """What a store that came back does not know any more is neither served nor kept."""
     store._redis.flushall()
     store.open(4)
-    for shard in range(4):
-        worker.views._generations[shard] = -1
+    worker.views._seen.clear()
     keep(worker.views)
     assert worker.views.views() == []
     assert list(files(settings)) == [str(worker.views._cache._path(SHARED))]

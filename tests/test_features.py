@@ -1,8 +1,10 @@
 """Contexts become features as their schema says, whatever is sent."""
 
+import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +19,13 @@ from bandolero.experiment import (
 from bandolero.features import (
     NUMERIC_MAX,
     FeatureMap,
+    context_encoder,
     encode,
     known_context,
 )
+from bandolero.fold import features_of
+from bandolero.recorded import columns_of
+from strategies import experiment
 
 SCHEMA: list[ContextField] = [
     CategoricalField(kind="categorical", name="device", levels=["tv", "pc"]),
@@ -98,3 +104,85 @@ def test_batch_is_one_by_one() -> None:
 def test_no_schema_is_the_intercept() -> None:
     """An experiment without context has one feature."""
     assert_array_equal(encode([], {"device": "tv"}), [1.0])
+
+
+# --- recorded contexts, by column ---------------------------------------------------------
+
+written = st.dictionaries(st.sampled_from(["device", "hour", "age"]), anything).map(
+    context_encoder(SCHEMA)
+)
+numbers = st.sampled_from(["9" * 400, " 1"]) | st.sampled_from(
+    """
+    0 -0 -0.0 01 1. .5 1e5 1E+05 1e - +1 1e400 NaN 9007199254740993 5e-324 0x1 1_0
+    123456789012345678901234567890 0.1234567890123456789012345678901 null true "7" [1] {}
+    """.split()  # noqa: SIM905 - a list would be a line each
+)
+strings = st.sampled_from(
+    [
+        '"tv"',
+        '"pc"',
+        '"other"',
+        '"é\u00fc\U0001f600"',
+        '"t\\u0076"',
+        '"a\nb"',
+        '"',
+        "3",
+        "null",
+    ]
+)
+by_hand = st.builds(
+    '{{"device":{},"hour":{},"age":{}{}'.format,
+    strings,
+    numbers,
+    numbers,
+    st.sampled_from(["}", "", "}}", " }", ',"age":1}', ',"zip":1}', "}\n"]),
+)
+odd = st.sampled_from(
+    [
+        None,
+        "",
+        "{}",
+        "null",
+        "[]",
+        "3",
+        "{{{",
+        '{"age":1}',
+        '{"age":1,"device":"tv","hour":3}',
+        '{"device": "tv", "hour": 3, "age": 1}',
+        '{"device":"tv","device":"pc"}',
+    ]
+)
+
+
+@given(st.lists(st.one_of(written, by_hand, odd), max_size=8), st.integers(0, 8))
+def test_recorded_contexts_by_column_are_the_rows(
+    texts: list[str | None], at: int
+) -> None:
+    """Bit for bit what each says alone: well written, by another hand, or no JSON at all."""
+    given_texts = pa.chunked_array([texts[:at], texts[at:]], pa.string())
+    rows = [_object(text or "") for text in texts]
+    expected = FeatureMap(SCHEMA).encode_batch(rows)
+    assert FeatureMap(SCHEMA).encode_texts(given_texts).tobytes() == expected.tobytes()
+
+
+@given(st.lists(written, min_size=1, max_size=5))
+def test_what_a_worker_records_is_read_by_column(texts: list[str]) -> None:
+    """No context that a worker wrote is left to the slow way."""
+    is_escaped = [chr(92) in text for text in texts]
+    plain, values = columns_of(pa.chunked_array([texts]), SCHEMA)
+    assert plain.tolist() == [not escaped for escaped in is_escaped]
+    assert len(values) == len(SCHEMA)
+
+
+def test_recorded_contexts_of_no_schema_are_the_intercept() -> None:
+    """An experiment without context has one feature, whatever is recorded."""
+    rows = pa.table({"context": pa.array([None, "{}", '{"device":"tv"}'])})
+    assert_array_equal(features_of(experiment(), rows), np.ones((3, 1)))
+
+
+def _object(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

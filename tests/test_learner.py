@@ -1,6 +1,5 @@
 """The learner's steps over a log in memory, whose clock the test sets."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,134 +13,43 @@ from bandolero.codec import pack
 from bandolero.experiment import Experiment, ExperimentRecord
 from bandolero.fold import Fold, advance, init_fold
 from bandolero.lake.catalog import SNAPSHOTS_TABLE, Lake
-from bandolero.log import DECISIONS, EVENTS, log_ms, log_order, write_block
+from bandolero.log import log_order
 from bandolero.policies import BetaState, aged, policy_of
 from bandolero.replay import agree, replay
-from bandolero.settle import GRACE_MS, LOST_AFTER_MS
+from bandolero.settle import LOST_AFTER_MS
 from bandolero.snapshot import (
     Snapshot,
     build_snapshot,
-    snapshot_from_bytes,
     snapshot_to_bytes,
     state_arrays,
 )
-from bandolero_service import keys, learner
+from bandolero_service import learner
+from bandolero_service.changes import Changes
 from bandolero_service.folding import state_from_bytes, state_to_bytes
-from bandolero_service.learner import ShardLearner
 from bandolero_service.metrics import EVENTS_LATE
 from bandolero_service.settings import Settings
-from bandolero_service.store import Commit, Entry, Store
+from memory_store import (
+    CLOSE_AFTER_MS,
+    LASTING,
+    NAME,
+    MemoryStore,
+    clicked,
+    learner_of,
+)
 from strategies import (
     START_MS,
     Row,
     decision,
     decisions_table,
-    event,
     events_table,
     experiment,
 )
 
-NAME = "acme/hats"
 MINUTE_MS = 60_000
-CLOSE_AFTER_MS = 2_000 + GRACE_MS
 FADING = experiment(
     objective={"attribution_window_s": 2.0},
     policy={"kind": "beta_thompson", "half_life_s": 60.0},
 )
-LASTING = experiment(objective={"attribution_window_s": 2.0})
-
-
-class MemoryStore(Store):
-    """A store of one shard and one experiment that ticks when it is told the time."""
-
-    def __init__(self, spec: Experiment) -> None:
-        self.record_now = ExperimentRecord(tenant="acme", spec=spec, status="running")
-        self.streams: dict[str, list[Entry]] = {}
-        self.committed = Commit("", {}, {}, {})
-        self.kept: dict[str, bytes] = {}
-        self.published: list[Snapshot] = []
-        self.corrected: dict[str, dict[str, Any]] = {}
-        self.moves = 0
-
-    def log(self, stream: str, at_ms: int, fields: Mapping[bytes, bytes]) -> None:
-        """Append an entry at a log time."""
-        entries = self.streams.setdefault(stream, [])
-        entries.append(Entry(f"{at_ms}-{len(entries)}", dict(fields)))
-
-    def decide(self, *rows: Row) -> None:
-        """Append each decision as a block, in log order."""
-        for row in rows:
-            block = write_block([tuple(row.get(n) for n in DECISIONS.names)], DECISIONS)
-            self.log(keys.decisions(0), row["log_ms"], {b"block": block})
-
-    def tell(self, *rows: Row) -> None:
-        """Append each event as a block, in log order."""
-        for row in rows:
-            block = write_block([tuple(row.get(n) for n in EVENTS.names)], EVENTS)
-            self.log(keys.events(0), row["log_ms"], {b"block": block})
-
-    def pass_to(self, at_ms: int) -> None:
-        """Move log time on."""
-        self.log(keys.events(0), at_ms, {b"tick": b"1"})
-
-    def correct(self, body: dict[str, Any]) -> None:
-        """Publish a correction."""
-        self.corrected = {NAME: body}
-        self.moves += 1
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest."""
-        return self.published[-1]
-
-    def tick(self, shard: int) -> str:
-        """Log time is the test's."""
-        return f"{shard}"
-
-    def read(
-        self, stream: str, after: str, until_ms: int | None = None
-    ) -> Iterator[Entry]:
-        """Entries after a log id, up to a log time."""
-        for entry in self.streams.get(stream, []):
-            late = until_ms is not None and log_ms(entry.log_id) > until_ms
-            if log_order(entry.log_id) > log_order(after) and not late:
-                yield entry
-
-    def cursors(self, shard: int) -> str:
-        """As committed."""
-        return self.committed.cursors
-
-    def folds(self, shard: int) -> dict[str, bytes]:
-        """As committed."""
-        return self.kept
-
-    def rollups(self, shard: int, name: str) -> dict[str, bytes]:
-        """None: states are what is looked at."""
-        return {}
-
-    def generation(self, shard: int) -> int:
-        """Moves with corrections."""
-        return self.moves
-
-    def records(self, shard: int) -> dict[str, ExperimentRecord]:
-        """The one experiment."""
-        return {NAME: self.record_now}
-
-    def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
-        """The newest."""
-        return self.corrected
-
-    def versions(self, shard: int) -> dict[str, int]:
-        """Of the last snapshot."""
-        return {NAME: self.snapshot.version} if self.published else {}
-
-    def commit(self, shard: int, fence: int, expected: str, commit: Commit) -> None:
-        """Keep what is written."""
-        assert expected == self.committed.cursors
-        self.committed = commit
-        self.kept |= commit.folds
-        for _, data in commit.snapshots.values():
-            self.published.append(snapshot_from_bytes(data))
 
 
 @pytest.fixture
@@ -149,24 +57,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a learner to which every step is a publishing interval."""
     monkeypatch.setattr(learner, "REPUBLISH_S", 0.0)
     return Settings(publish_interval_s=0.0)
-
-
-def learner_of(store: MemoryStore, settings: Settings) -> ShardLearner:
-    """A learner as it starts."""
-    return ShardLearner(store, 0, 1, settings)
-
-
-def clicked(n: int, gap_ms: int) -> tuple[list[Row], list[Row]]:
-    """Decisions of v1, so far apart; every second was clicked."""
-    made = [
-        decision(decision_id=f"d{i}", decided_at_ms=START_MS + gap_ms * i)
-        for i in range(n)
-    ]
-    told = [
-        event(decision_id=row["decision_id"], at_ms=row["decided_at_ms"] + 1)
-        for row in made[::2]
-    ]
-    return made, told
 
 
 def offline(spec: Experiment, made: list[Row], told: list[Row], to: Snapshot) -> Any:
@@ -423,13 +313,21 @@ def test_late_events_are_counted_once(
     assert sum(told) == 1
 
 
-def test_the_same_correction_is_looked_at_once() -> None:
-    """A correction read anew is the old one, so nothing is built for it again."""
+def test_corrections_are_read_when_they_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A record that changes, or a snapshot that is published, reads none of them again."""
     store = MemoryStore(LASTING)
     store.correct({"watermark_ms": 1, "changes": {}, "faded": {}, "by_context": {}})
     shard = learner_of(store, Settings(publish_interval_s=0.0))
-    shard.step()
-    first = shard._corrections[NAME]
-    store.correct({"watermark_ms": 1, "changes": {}, "faded": {}, "by_context": {}})
-    shard.step()
-    assert shard._corrections[NAME] is first
+    reads: list[int] = []
+
+    def read(shard: int) -> dict[str, dict[str, Any]]:
+        reads.append(shard)
+        return {}
+
+    monkeypatch.setattr(store, "corrections", read)
+    for changes in (Changes(2, 0, 1), Changes(3, 7, 1), Changes(4, 7, 2)):
+        monkeypatch.setattr(store, "changes", lambda _, now=changes: now)
+        shard.step()
+    assert reads == [0]

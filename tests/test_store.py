@@ -254,7 +254,7 @@ def test_a_commit_from_another_position_writes_nothing(store: Store) -> None:
 def test_a_commit_writes_position_and_output_together(store: Store) -> None:
     """Cursors, folds, snapshots, versions, history, rollups and generation move as one."""
     fence = store.take_lease(1, "learner", "one") or 0
-    generation = store.generation(1)
+    generation = store.changes(1).served
     snapshots = {"a/x": (3, b"snap-x"), "a/y": (4, b"snap-y")}
     rollups = {"a/x": {"e1": b"1", "e2": b"2"}, "a/y": {"e1": b"3"}}
     store.commit(1, fence, "", Commit("at", {"a/x": b"fold"}, snapshots, rollups))
@@ -267,7 +267,7 @@ def test_a_commit_writes_position_and_output_together(store: Store) -> None:
     }
     assert store.rollups(1, "a/x") == {"e1": b"1", "e2": b"2"}
     assert store.rollups(1, "a/y") == {"e1": b"3"}
-    assert store.generation(1) == generation + 1
+    assert store.changes(1).served == generation + 1
     history = list(store.read(keys.history(1), NO_POSITION))
     assert [_published(entry) for entry in history] == [
         ("a/x", 3, b"snap-x"),
@@ -278,9 +278,9 @@ def test_a_commit_writes_position_and_output_together(store: Store) -> None:
 def test_a_commit_without_snapshots_changes_nothing_served(store: Store) -> None:
     """Workers are not woken by a commit that publishes nothing."""
     fence = store.take_lease(1, "learner", "one") or 0
-    generation = store.generation(1)
+    generation = store.changes(1).served
     store.commit(1, fence, "", NOTHING)
-    assert store.generation(1) == generation
+    assert store.changes(1).served == generation
 
 
 def _published(entry: Entry) -> tuple[str, int, bytes]:
@@ -323,12 +323,46 @@ def test_of_racing_writers_of_a_record_one_wins(store: Store) -> None:
 def test_the_newest_correction_stands_and_wakes_workers(store: Store) -> None:
     """A correction replaces the one before, is a fact in the log, and is noticed."""
     shard = store.shard("acme", "hats")
-    generation = store.generation(shard)
+    generation = store.changes(shard).served
     for watermark_ms in (1, 2):
         store.put_correction("acme", "hats", {"watermark_ms": watermark_ms}, AUTHOR)
     assert store.corrections(shard) == {"acme/hats": {"watermark_ms": 2}}
-    assert store.generation(shard) == generation + 2
+    assert store.changes(shard).served == generation + 2
     assert len(list(store.read(keys.control(shard), NO_POSITION))) == 2
+
+
+def test_a_record_that_cannot_be_read_is_told_and_the_others_stay(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is passed over, or the last that could be read stays; told once for its bytes."""
+    assert store.put_record(record(1), None, "created", AUTHOR)
+    shard = store.shard("acme", "hats")
+    assert store.records(shard) == {"acme/hats": record(1)}
+    for name in ("acme/hats", "acme/caps"):
+        store._redis.hset(keys.records(shard), name, b'{"tenant": 3}')
+    for _ in range(3):
+        assert store.records(shard) == {"acme/hats": record(1)}
+    told = [
+        r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()
+    ]
+    assert len(told) == 2
+    assert any("acme/hats cannot be read, the last one stays" in text for text in told)
+
+
+def test_changes_of_records_and_corrections_are_told_apart(store: Store) -> None:
+    """Each moves its own number and that of all."""
+    shard = store.shard("acme", "hats")
+    before = store.changes(shard)
+    store.put_record(record(1), None, "created", AUTHOR)
+    store.put_correction("acme", "hats", {"watermark_ms": 1}, AUTHOR)
+    store.put_correction("acme", "hats", {"watermark_ms": 2}, AUTHOR)
+    after = store.changes(shard)
+    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 1, 2]
+    assert store.correction(shard, "acme/hats") == {"watermark_ms": 2}
+    assert store.correction(shard, "acme/none") is None
+    assert (
+        store.corrections(shard)["acme/hats"] is store.corrections(shard)["acme/hats"]
+    )
 
 
 def test_one_refresh_at_a_time(store: Store) -> None:

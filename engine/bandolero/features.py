@@ -14,15 +14,15 @@ from math import isfinite
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json
 from numpy.typing import NDArray
 
 from bandolero._jit import kernel
 from bandolero.experiment import OTHER, CategoricalField, ContextField, CyclicField
+from bandolero.recorded import columns_of
 
 NUMERIC_MAX = 1e9
 """Larger features are taken as this large: their squares and sums stay finite."""
-PARSED_AT_ONCE = 16_384
+ENCODED_AT_ONCE = 16_384
 """Recorded contexts whose features are made together, so that they stay in the cache."""
 Context = dict[str, str | float]
 Floats = NDArray[np.float64]
@@ -107,37 +107,38 @@ class FeatureMap:
         """Features of recorded contexts, (n_texts, n_features): `encode` of each.
 
         Texts that are null, or no JSON of an object, say nothing. The same numbers as
-        one by one, bit for bit, but parsed by column where that is safe.
+        one by one, bit for bit, but by column where a text is as `context_encoder` writes.
         """
         x = np.zeros((len(texts), self.n_features))
-        for start in range(0, len(texts), PARSED_AT_ONCE):
-            some = texts.slice(start, PARSED_AT_ONCE)
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            some = texts.slice(start, ENCODED_AT_ONCE)
             part = x[start : start + len(some)]
-            columns = _columns(some, self.schema)
-            if columns is None:
-                part[:] = self.encode_batch([_said(t) for t in some.to_pylist()])
-            else:
-                self._fill(part, columns)
+            plain, values = columns_of(some, self.schema)
+            if plain.all() and values:
+                self._fill(part, values)
+                continue
+            if values:
+                part[plain] = self._fill(part[plain], values)
+            said = [_said(text) for text in some.filter(pa.array(~plain)).to_pylist()]
+            part[~plain] = self.encode_batch(said)
         return x
 
-    def _fill(self, x: Floats, given: pa.Table) -> None:
-        """Features of contexts that are given as columns into zeros."""
+    def _fill(self, x: Floats, values: Sequence[pa.Array]) -> Floats:
+        """Features into zeros (n, n_features), of values (n,) for each field."""
         x[:, 0] = 1.0
-        for field, start, columns in self._parts:
-            column = given[field.name]
+        for (field, start, columns), given in zip(self._parts, values, strict=True):
             if columns:
-                levels = [columns.get(field.default, columns[OTHER]), *columns.values()]  # type: ignore[arg-type]  # a level
-                found = pc.index_in(column, value_set=pa.array(columns.keys()))
-                known = pc.fill_null(found, columns[OTHER] - start)
-                level = pc.if_else(pc.is_null(column), -1, known)
-                at = np.array(levels)[np.asarray(level.to_numpy()) + 1]
-                x[np.arange(len(x)), at] = 1.0
+                level = pc.index_in(given, value_set=pa.array(columns))
+                other = columns[OTHER] - start
+                at = np.asarray(pc.fill_null(level, other).to_numpy())
+                x[np.arange(len(x)), start + at] = 1.0
                 continue
-            values = np.asarray(pc.fill_null(column, float(field.default)).to_numpy())
+            numbers = np.asarray(given.to_numpy()) + 0.0
             if isinstance(field, CyclicField):
-                _circle(x, start, values, field.period)
+                _circle(x, start, np.fmod(numbers, field.period) / field.period)
             else:
-                x[:, start] = np.clip(values + 0.0, -NUMERIC_MAX, NUMERIC_MAX)
+                x[:, start] = np.clip(numbers, -NUMERIC_MAX, NUMERIC_MAX)
+        return x
 
 
 def encode(
@@ -166,10 +167,10 @@ def _number(given: object) -> float | None:
 
 
 @kernel
-def _circle(x: Floats, start: int, values: Floats, period: float) -> None:
+def _circle(x: Floats, start: int, turns: Floats) -> None:
     """Sine and cosine of a cyclic field; the C library's, as `encode` has them."""
-    for i in range(values.size):
-        angle = math.tau * (math.fmod(values[i], period) / period)
+    for i in range(turns.size):
+        angle = math.tau * turns[i]
         x[i, start], x[i, start + 1] = math.sin(angle), math.cos(angle)
 
 
@@ -180,40 +181,6 @@ def _said(text: str | None) -> dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _columns(
-    texts: pa.ChunkedArray, schema: Sequence[ContextField]
-) -> pa.Table | None:
-    """Recorded contexts as a table, null where a field is missing.
-
-    None where a parser of lines could see anything else in them than one of texts: they
-    must be flat objects on a line each, of fields of one type each, numbers finite.
-    """
-    lines = pc.fill_null(texts, "{}")
-    whole = pc.and_(pc.starts_with(lines, "{"), pc.ends_with(lines, "}"))
-    if not schema or not pc.all(whole).as_py():
-        return None
-    data = "\n".join(lines.to_pylist()).encode()
-    n, braces = len(texts), (data.count(b"{"), data.count(b"}"))
-    if braces != (n, n) or data.count(b"\n") != n - 1 or b"[" in data or b"\r" in data:
-        return None
-    kinds = [(f.name, _parsed_type(f)) for f in schema]
-    options = pa.json.ParseOptions(
-        explicit_schema=pa.schema(kinds), unexpected_field_behavior="ignore"
-    )
-    one_thread = pa.json.ReadOptions(use_threads=False)
-    try:
-        table = pa.json.read_json(pa.BufferReader(data), one_thread, options)
-    except pa.ArrowException:
-        return None
-    numbers = [table[name] for name, kind in kinds if pa.types.is_floating(kind)]
-    finite = all(pc.all(pc.is_finite(column)).as_py() is not False for column in numbers)
-    return table if finite and table.num_rows == n else None
-
-
-def _parsed_type(field: ContextField) -> pa.DataType:
-    return pa.string() if isinstance(field, CategoricalField) else pa.float64()
 
 
 def context_encoder(

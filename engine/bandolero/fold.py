@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from bandolero._jit import kernel
 from bandolero.epochs import (
     DAY_MS,
     MOMENTS,
@@ -163,7 +165,10 @@ def features_of(experiment: Experiment, rows: pa.Table) -> Floats:
 
 
 def _split_epochs(
-    experiment: Experiment, mode_by_context: str | None, rows: pa.Table, vectors: Vectors
+    experiment: Experiment,
+    mode_by_context: str | None,
+    rows: pa.Table,
+    vectors: Vectors,
 ) -> Iterator[tuple[Ints, Epoch]]:
     """Rows grouped by (day, mode, probabilities), each with an empty epoch."""
     days = np.asarray(rows["decided_at_ms"].to_numpy()) // DAY_MS
@@ -178,7 +183,10 @@ def _split_epochs(
     n_arms = len(experiment.variants)
     for part in _groups(days, mode_codes, versions, shares):
         first = int(part[0])
-        mode, version = modes.dictionary[mode_codes[first]].as_py(), int(versions[first])
+        mode, version = (
+            modes.dictionary[mode_codes[first]].as_py(),
+            int(versions[first]),
+        )
         empty = empty_epoch(int(days[first]), mode, version, np.full(n_arms, np.nan))
         if by_context[first] and says_all[first]:
             empty = empty._replace(moments=np.zeros((len(MOMENTS), n_arms)))
@@ -280,13 +288,23 @@ def _moments(
     if len(part) < len(rows):
         mine = mine.take(pa.array(part))
     among = arms_of(experiment, pc.list_flatten(mine["eligible"]))
-    p = np.asarray(pc.list_flatten(mine["probabilities"]).to_numpy(), np.float64)
-    among, p = among[among >= 0], p[among >= 0]
+    p = np.asarray(pc.list_flatten(mine["probabilities"]).to_numpy())
+    shares = np.zeros((2, n_arms))
+    _add_shares(shares, among, p)
     trial = part[settled.trial[part]]
     rewards = settled.reward_micros[trial] / 1e6
     weights = 1.0 / np.asarray(rows["propensity"].to_numpy())[trial]
-    shares = [_sum_floats(among, v, n_arms) for v in (p, p * (1.0 - p))]
     return np.vstack((shares, earned_moments(arms[trial], weights, rewards, n_arms)))
+
+
+@kernel
+def _add_shares(sums: Floats, arms: Ints, p: NDArray[np.float32]) -> None:
+    """Add p and p (1 - p) to the sums of each arm, (2, n_arms); arms below 0 are none."""
+    for i in range(arms.size):
+        if arms[i] >= 0:
+            share = np.float64(p[i])
+            sums[0, arms[i]] += share
+            sums[1, arms[i]] += share * (1.0 - share)
 
 
 def _sum_floats(arm: Ints, values: Floats, n_arms: int) -> Floats:

@@ -123,7 +123,8 @@ def read_blocks(entries: Iterable[tuple[str, bytes]], schema: pa.Schema) -> pa.T
     block = np.repeat(np.arange(len(blocks)), [len(rows) for rows in tables])
     ids = [log_id for log_id, _ in blocks]
     times = np.array([log_ms(log_id) for log_id in ids])
-    table = table.append_column("log_id", pa.array(ids).take(pa.array(block)))
+    if "log_id" in schema.names:
+        table = table.append_column("log_id", pa.array(ids).take(pa.array(block)))
     table = table.append_column("log_ms", pa.array(times[block]))
     return table.select(schema.names).combine_chunks()
 
@@ -136,7 +137,9 @@ def _rows(data: bytes, schema: pa.Schema, options: pa.ipc.IpcReadOptions) -> pa.
     with pa.ipc.open_stream(data) as reader:  # a block of another layout
         table = reader.read_all()
     there, n = set(table.column_names), table.num_rows
-    columns = [table[f.name] if f.name in there else pa.nulls(n, f.type) for f in schema]
+    columns = [
+        table[f.name] if f.name in there else pa.nulls(n, f.type) for f in schema
+    ]
     return pa.table(columns, schema)
 
 

@@ -26,6 +26,10 @@ LEASE_MS = 4_000
 REFRESH_LEASE_MS = 3_600_000
 
 
+GENERATIONS = ("generation", "generation:records", "generation:corrections")
+"""Numbers that move: when anything served changes, a record, a correction."""
+
+
 def tag(shard: int) -> str:
     """The hash tag of a shard."""
     return f"{{s{shard}}}"
@@ -58,7 +62,7 @@ def history(shard: int) -> str:
 
 
 def meta(shard: int) -> str:
-    """Hash: the learner's `fence` and `cursors`, `generation`, and for information `archived_ms`."""
+    """Hash: the learner's `fence` and `cursors`, `GENERATIONS`, and for information `archived_ms`."""
     return f"{tag(shard)}:meta"
 
 

@@ -10,31 +10,26 @@ import logging
 import os
 import secrets
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from contextlib import suppress
+from itertools import islice
 from threading import Event as Flag
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from bandolero.codec import unpack
+from bandolero.codec import DamagedBytesError, unpack
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import Fold, advance, grown, init_fold, with_correction
-from bandolero.log import (
-    DECISIONS_TABLE,
-    EVENTS_TABLE,
-    before,
-    log_ms,
-    log_order,
-    read_blocks,
-)
+from bandolero.log import before, log_ms, log_order, read_blocks
 from bandolero.policies import aged, policy_of
 from bandolero.policy_specs import CONTEXTUAL
 from bandolero.settle import GRACE_MS, LOST_AFTER_MS
 from bandolero.snapshot import Snapshot, build_snapshot, snapshot_to_bytes
 from bandolero_service import keys
+from bandolero_service.changes import NOTHING_SEEN
+from bandolero_service.closed import DECISIONS_LEARNED, by_experiment
 from bandolero_service.folding import (
     correction_state,
     epoch_from_bytes,
@@ -42,6 +37,8 @@ from bandolero_service.folding import (
     state_from_bytes,
     state_to_bytes,
 )
+from bandolero_service.held import EVENTS_HELD, HeldEvents
+from bandolero_service.logs import Told
 from bandolero_service.metrics import (
     COMMITS,
     EVENTS_LATE,
@@ -53,17 +50,22 @@ from bandolero_service.metrics import (
 from bandolero_service.settings import Settings
 from bandolero_service.store import (
     NO_POSITION,
+    READ_COUNT,
     Commit,
+    Entry,
     FencedError,
     Store,
     StoreDownError,
     blocks_of,
-    name_of,
 )
 
 log = logging.getLogger(__name__)
 
 STEP_S = 0.1
+STEP_ENTRIES = READ_COUNT
+"""A step reads so many entries of a stream at most: what a busy worker appends in 5 s."""
+FAULT_PAUSE_S = 5.0
+UNREADABLE = (pa.ArrowException, OSError)
 TICK_S = 1.0
 IDLE_COMMIT_S = 10.0
 MOVED = 0.005
@@ -94,10 +96,19 @@ class ShardLearner:
             int(window): at for window, at in cursors.get("decisions", {}).items()
         }
         self._read_to = cursors.get("events", NO_POSITION)
-        self._held = EVENTS_TABLE.empty_table()
+        self._was_at = cursors.get("log", NO_POSITION)
+        """How far the log had been read when this was committed."""
+        self._held = HeldEvents()
         self._records: dict[str, ExperimentRecord] = {}
         self._corrections: dict[str, dict[str, Any]] = {}
-        self._generation = -1
+        self._seen = NOTHING_SEEN
+        self._stored: dict[str, bytes] = {}
+        """Folds as committed, of experiments whose record has not been seen yet."""
+        self._refused: dict[str, Exception] = {}
+        """Why a fold could not be read, by name."""
+        self.not_learned: Counter[str] = Counter()
+        """Decisions that could not be folded, by name."""
+        self._told = Told()
         self._folds: dict[str, Fold] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         self._aging: deque[tuple[int, str, int]] = deque()
@@ -109,113 +120,156 @@ class ShardLearner:
         self._committed_at = time.monotonic()
         self._load()
 
-    def step(self) -> None:
-        """Read what is new, fold what has closed, publish what has moved, commit."""
+    def step(self) -> bool:
+        """Read what is new, fold what has closed, publish what has moved, commit.
+
+        No more than `STEP_ENTRIES` entries of a stream, for the lease must be kept;
+        whether there is more to read.
+        """
         self._see_changes()
         if time.monotonic() - self._ticked_at >= TICK_S:
             self._store.tick(self._shard)
             self._ticked_at = time.monotonic()
-        self._read_events()
-        changed = self._fold_closed()
-        snapshots = self._due_snapshots(self._folds | changed)
+        is_more = self._read_events()
+        changed, is_more_closed = self._fold_closed()
+        snapshots = {}
+        if log_order(self._read_to) >= log_order(self._was_at):
+            snapshots = self._due_snapshots(self._folds | changed)
         is_due = time.monotonic() - self._committed_at >= IDLE_COMMIT_S
         if changed or snapshots or is_due:
             self._commit(changed, snapshots)
+        return is_more or is_more_closed
 
     def _load(self) -> None:
         """Take over what was committed."""
+        self._stored = dict(self._store.folds(self._shard))
         self._see_changes()
-        for name, data in self._store.folds(self._shard).items():
-            if (record := self._records.get(name)) is not None:
-                state, learned_to_ms = state_from_bytes(record.spec.policy.kind, data)
-                stored = self._store.rollups(self._shard, name)
-                epochs = {key: epoch_from_bytes(one) for key, one in stored.items()}
-                self._folds[name] = Fold(state, epochs, learned_to_ms)
         for entry in self._store.read(keys.history(self._shard), NO_POSITION):
             name = entry.fields[b"name"].decode()
-            arrays = unpack(entry.fields[b"snapshot"]).arrays
+            try:
+                arrays = unpack(entry.fields[b"snapshot"]).arrays
+            except DamagedBytesError as error:
+                log.error("a snapshot of %s in the log is passed over: %s", name, error)
+                continue
             version = int(entry.fields[b"version"])
             self._know(name, version, arrays["probabilities"], log_ms(entry.log_id))
 
     def _see_changes(self) -> None:
-        generation = self._store.generation(self._shard)
-        if generation == self._generation:
-            return
-        self._records = self._store.records(self._shard)
-        fresh = self._store.corrections(self._shard)
-        # The same correction stays the same object: see `_has_learned`.
-        self._corrections = {
-            name: old if (old := self._corrections.get(name)) == body else body
-            for name, body in fresh.items()
-        }
-        self._generation = generation
-        for record in self._records.values():
-            self._windows.setdefault(record.spec.objective.window_ms, NO_POSITION)
+        changes = self._store.changes(self._shard)
+        if changes.records != self._seen.records:
+            self._records = self._store.records(self._shard)
+            for record in self._records.values():
+                self._windows.setdefault(record.spec.objective.window_ms, NO_POSITION)
+            for name in self._records.keys() & self._stored.keys():
+                self._load_fold(name, self._stored.pop(name))
+        if changes.corrections != self._seen.corrections:
+            self._corrections = self._store.corrections(self._shard)
+        self._seen = changes
 
-    def _read_events(self) -> None:
-        entries = list(self._store.read(keys.events(self._shard), self._read_to))
+    def _load_fold(self, name: str, data: bytes) -> None:
+        """Take over an experiment's fold; one that cannot be read is never written over.
+
+        Nothing is learned of its experiment then, until the bytes are mended.
+        """
+        kind = self._records[name].spec.policy.kind
+        stored = self._store.rollups(self._shard, name)
+        try:
+            state, learned_to_ms = state_from_bytes(kind, data)
+            epochs = {key: epoch_from_bytes(one) for key, one in stored.items()}
+        except Exception as error:  # noqa: BLE001 - of whatever kind: others go on
+            log.error(
+                "the fold of %s cannot be read, it is left as it is: %s", name, error
+            )
+            self._refused[name] = error
+            return
+        self._folds[name] = Fold(state, epochs, learned_to_ms)
+
+    def _read_events(self) -> bool:
+        """Hold what has been told since; whether there is more to read."""
+        entries = self._entries(keys.events(self._shard), self._read_to)
         if entries:
             self._read_to = entries[-1].log_id
-            fresh = read_blocks(blocks_of(entries), EVENTS_TABLE)
-            self._held = pa.concat_tables([self._held, fresh])
+            self._held.add(self._rows(entries, EVENTS_HELD))
+        return len(entries) == STEP_ENTRIES
 
-    def _fold_closed(self) -> dict[str, Fold]:
-        """Fold every decision that has closed by now; the folds that changed."""
+    def _entries(
+        self, stream: str, after: str, until_ms: int | None = None
+    ) -> list[Entry]:
+        """The next entries of a stream, `STEP_ENTRIES` at most."""
+        return list(islice(self._store.read(stream, after, until_ms), STEP_ENTRIES))
+
+    def _rows(self, entries: list[Entry], schema: pa.Schema) -> pa.Table:
+        """Rows of blocks; those of a block that cannot be read are passed over."""
+        blocks = list(blocks_of(entries))
+        try:
+            return read_blocks(blocks, schema)
+        except UNREADABLE:
+            tables = [self._rows_of_one(block, schema) for block in blocks]
+            return pa.concat_tables(tables).combine_chunks()
+
+    def _rows_of_one(self, block: tuple[str, bytes], schema: pa.Schema) -> pa.Table:
+        try:
+            return read_blocks([block], schema)
+        except UNREADABLE as error:
+            log.error(
+                "block %s cannot be read, nobody learns of it: %s", block[0], error
+            )
+            return schema.empty_table()
+
+    def _fold_closed(self) -> tuple[dict[str, Fold], bool]:
+        """Fold decisions that have closed by now.
+
+        The folds that changed, and whether there is more to read.
+        """
         changed: dict[str, Fold] = {}
-        done: list[pa.ChunkedArray] = []
+        is_more = False
         for window_ms, cursor in self._windows.items():
             until_ms = log_ms(self._read_to) - window_ms - GRACE_MS
             if until_ms < 0:
                 continue
-            entries = list(
-                self._store.read(keys.decisions(self._shard), cursor, until_ms)
-            )
-            if not entries:
+            stream = keys.decisions(self._shard)
+            if entries := self._entries(stream, cursor, until_ms):
+                self._windows[window_ms] = entries[-1].log_id
+                rows = self._rows(entries, DECISIONS_LEARNED)
+                self._fold_rows(window_ms, rows, changed)
+            is_more |= len(entries) == STEP_ENTRIES
+        self._forget_lost()
+        return changed, is_more
+
+    def _fold_rows(
+        self, window_ms: int, rows: pa.Table, changed: dict[str, Fold]
+    ) -> None:
+        """Fold the decisions among the rows whose experiment has this window."""
+        done = []
+        for name, decisions, events in by_experiment(rows, self._held.of(rows)):
+            record = self._records.get(name)
+            if record is None or record.spec.objective.window_ms != window_ms:
                 continue
-            self._windows[window_ms] = entries[-1].log_id
-            rows = read_blocks(blocks_of(entries), DECISIONS_TABLE)
-            for name, record in self._of_window(rows, window_ms).items():
-                mine = rows.filter(_is(rows, record))
-                fold = changed.get(name) or self._folds.get(name)
-                try:
-                    changed[name] = self._advance(
-                        name, record, fold or init_fold(record.spec), mine
-                    )
-                except Exception:  # one experiment's fault must not stop the others
-                    count(FOLD_FAILURES)
-                    rows_lost = f"{mine.num_rows} decisions are not learned"
-                    log.exception("%s cannot be folded, %s", name, rows_lost)
-                done.append(mine["decision_id"])
+            done.append(decisions)
+            if name in self._refused:
+                self._not_learned(name, decisions.num_rows, self._refused[name])
+                continue
+            fold = changed.get(name) or self._folds.get(name) or init_fold(record.spec)
+            vectors = self._vectors[name]
+            try:
+                changed[name] = advance(record.spec, fold, decisions, events, vectors)
+            except Exception as error:  # noqa: BLE001 - the others must go on
+                self._not_learned(name, decisions.num_rows, error)
         if done:
-            self._forget_events(done)
-        return changed
+            self._held.forget(pa.concat_tables(done))
 
-    def _advance(
-        self, name: str, record: ExperimentRecord, fold: Fold, rows: pa.Table
-    ) -> Fold:
-        vectors = self._vectors[name]
-        return advance(record.spec, fold, rows, self._held, vectors)
+    def _not_learned(self, name: str, n: int, why: Exception) -> None:
+        self.not_learned[name] += n
+        count(FOLD_FAILURES)
+        message = "%s cannot be folded, %d decisions are not learned (%d by now): %s"
+        if self._told.is_news(name):
+            log.error(message, name, n, self.not_learned[name], why, exc_info=why)
 
-    def _of_window(self, rows: pa.Table, window_ms: int) -> dict[str, ExperimentRecord]:
-        """Experiments of the rows that have this window length."""
-        pairs = rows.group_by(["tenant_id", "experiment_id"]).aggregate([]).to_pylist()
-        names = [name_of(p["tenant_id"], p["experiment_id"]) for p in pairs]
-        found = {name: self._records[name] for name in names if name in self._records}
-        return {
-            name: record
-            for name, record in found.items()
-            if record.spec.objective.window_ms == window_ms
-        }
-
-    def _forget_events(self, done: list[pa.ChunkedArray]) -> None:
-        """Drop events of settled decisions, and those whose decision must be lost."""
-        ids = pa.concat_arrays([chunk for column in done for chunk in column.chunks])
-        settled = pc.is_in(self._held["decision_id"], value_set=ids)
-        longest = max(self._windows) + GRACE_MS + LOST_AFTER_MS
-        oldest = log_ms(self._read_to) - longest
-        lost = pc.less(self._held["decided_at_ms"], oldest)
-        count(EVENTS_LATE, n=pc.sum(pc.and_not(lost, settled)).as_py() or 0)
-        self._held = self._held.filter(pc.invert(pc.or_(settled, lost)))
+    def _forget_lost(self) -> None:
+        """Drop events whose decision must be lost."""
+        longest = max(self._windows, default=0) + GRACE_MS + LOST_AFTER_MS
+        late = self._held.forget_before(log_ms(self._read_to) - longest)
+        count(EVENTS_LATE, n=late)
 
     def _due_snapshots(self, folds: dict[str, Fold]) -> dict[str, Snapshot]:
         """Snapshots of the folds to publish now, as far as the time of a step goes.
@@ -228,7 +282,7 @@ class ShardLearner:
             record, fold = self._records[name], folds.get(name)
             if time.monotonic() > until:
                 break
-            if not self._is_to_look_at(name, record, fold):
+            if name in self._refused or not self._is_to_look_at(name, record, fold):
                 continue
             try:
                 snapshot = self._due_snapshot(name, record, fold)
@@ -237,7 +291,9 @@ class ShardLearner:
                 raise
             except Exception:  # one experiment's fault must not stop the others
                 count(SNAPSHOT_FAILURES)
-                log.exception("%s: no snapshot can be built, the last one stays", name)
+                if self._told.is_news(f"{name} snapshot"):
+                    message = "%s: no snapshot can be built, the last one stays"
+                    log.exception(message, name)
                 wait = time.monotonic() + REPUBLISH_S
                 self._looked[name] = (record.spec_version, wait)
                 continue
@@ -366,31 +422,48 @@ class ShardLearner:
 
     def _cursors(self) -> str:
         """Where to go on after a restart: before the oldest event still held."""
-        held = [log_order(i) for i in pc.unique(self._held["log_id"]).to_pylist()]
-        oldest = min(held, default=None)
-        events = self._read_to
-        if oldest is not None:
-            events = before(f"{oldest[0]}-{oldest[1]}")
+        oldest = self._held.oldest()
+        events = self._read_to if oldest is None else before(oldest)
+        was_at = max(self._read_to, self._was_at, key=log_order)
         decisions = {str(window): at for window, at in self._windows.items()}
-        read = self._read_to  # only told, for the lag
-        return json.dumps({"events": events, "decisions": decisions, "read": read})
+        return json.dumps(
+            {
+                "events": events,
+                "decisions": decisions,
+                "log": was_at,
+                "read": self._read_to,  # only told, for the lag
+            }
+        )
 
 
 def run_learner(store: Store, settings: Settings, stop: Flag) -> None:
-    """Learn every shard whose lease can be had, until told to stop."""
+    """Learn every shard whose lease can be had, until told to stop.
+
+    What goes wrong in one shard stops that one for `FAULT_PAUSE_S`, and no other.
+    """
     owner = f"{os.getpid()}-{secrets.token_hex(6)}"
     learners: dict[int, tuple[int, ShardLearner]] = {}
-    while not stop.wait(STEP_S):
+    paused: dict[int, float] = {}
+    told, is_more = Told(), False
+    while not stop.wait(0.0 if is_more else STEP_S):
+        is_more = False
         for shard in range(store.shards):
+            if time.monotonic() < paused.get(shard, 0.0):
+                continue
             try:
-                _step_shard(store, settings, shard, owner, learners)
+                is_more |= _step_shard(store, settings, shard, owner, learners)
+                continue
             except StoreDownError as error:
-                learners.pop(shard, None)
-                log.warning("shard %d: %s", shard, error)
+                if told.is_news(f"{shard} down"):
+                    log.warning("shard %d: %s", shard, error)
             except FencedError as error:
-                learners.pop(shard, None)
                 count(FENCED)
                 log.warning("shard %d is another learner's now: %s", shard, error)
+            except Exception:  # one shard's fault must not stop the others
+                paused[shard] = time.monotonic() + FAULT_PAUSE_S
+                if told.is_news(f"{shard} fault"):
+                    log.exception("shard %d cannot be learned, tried again", shard)
+            learners.pop(shard, None)
     for shard in learners:
         with suppress(StoreDownError):  # then it ends by itself
             store.drop_lease(shard, "learner", owner)
@@ -402,24 +475,17 @@ def _step_shard(
     shard: int,
     owner: str,
     learners: dict[int, tuple[int, ShardLearner]],
-) -> None:
+) -> bool:
     """One step of one shard; a new fence means that what we hold is out of date."""
     fence = store.take_lease(shard, "learner", owner)
     if fence is None:
         learners.pop(shard, None)
-        return
+        return False
     held = learners.get(shard)
     if held is None or held[0] != fence:
         held = (fence, ShardLearner(store, shard, fence, settings))
         learners[shard] = held
-    held[1].step()
-
-
-def _is(rows: pa.Table, record: ExperimentRecord) -> pa.ChunkedArray:
-    return pc.and_(
-        pc.equal(rows["tenant_id"], record.tenant),
-        pc.equal(rows["experiment_id"], record.experiment_id),
-    )
+    return held[1].step()
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

@@ -6,6 +6,7 @@ it: its id, its route's template, the id of its key. Never the key, a unit or an
 
 import logging
 import sys
+import time
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 
@@ -15,6 +16,8 @@ from pythonjsonlogger.msgspec import MsgspecFormatter
 from bandolero_service.settings import LOG_FORMATS
 
 _, JSON, TEXT = LOG_FORMATS
+NEWS_S = 60.0
+"""What goes on being wrong is told this often."""
 
 
 @dataclass
@@ -69,3 +72,18 @@ def _traced(record: logging.LogRecord) -> bool:
             if value is not None and not hasattr(record, name):
                 setattr(record, name, value)
     return True
+
+
+class Told:
+    """Keeps what is wrong at every step from being told at every step."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+
+    def is_news(self, what: str) -> bool:
+        """Whether this has not been told for `NEWS_S`; from now on it has."""
+        now = time.monotonic()
+        if now - self._at.get(what, -NEWS_S) < NEWS_S:
+            return False
+        self._at[what] = now
+        return True

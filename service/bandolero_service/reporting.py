@@ -41,7 +41,7 @@ def _epochs(store: Store, shard: int, name: str) -> list[Epoch]:
 def _correction(
     store: Store, record: ExperimentRecord, shard: int, name: str
 ) -> Correction | None:
-    body = store.corrections(shard).get(name)
+    body = store.correction(shard, name)
     if body is None:
         return None
     return Correction(

@@ -97,9 +97,8 @@ def _write(store: NewStore, rebuilt: Rebuilt) -> None:
     versions = _versions(rebuilt, now_ms - rebuilt.until_ms)
     store.put_hash(keys.versions(shard), versions)
     # A time, so that workers who outlived the store cannot know this number already.
-    store.put_hash(
-        keys.meta(shard), {"cursors": _cursors(rebuilt), "generation": now_ms}
-    )
+    moved = dict.fromkeys(keys.GENERATIONS, now_ms)
+    store.put_hash(keys.meta(shard), {"cursors": _cursors(rebuilt), **moved})
 
 
 def _act(store: NewStore, rebuilt: Rebuilt, author: Author) -> None:

@@ -15,9 +15,11 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.log import LAST_SEQUENCE
 from bandolero_service import keys
 from bandolero_service.audit import Act, Author
+from bandolero_service.changes import Changes, Parsed
 from bandolero_service.connection import DENIALS, FAULTS, REFUSALS, Call, Connection
 
-READ_COUNT = 500
+READ_COUNT = 100
+"""Entries of a stream in one answer: some 10 MB where workers are busy."""
 ACT_TRIES = 50
 ACT_OVERTAKEN = -1
 NO_POSITION = "0-0"
@@ -99,7 +101,8 @@ class Store:
         self._connection = Connection(url, timeout_s)
         self._run = self._connection.run
         self.shards = 0
-        self._parsed_records: dict[str, tuple[bytes, ExperimentRecord]] = {}
+        self._corrections = Parsed[dict[str, Any]]("correction", json.loads)
+        self._records = Parsed("record", ExperimentRecord.model_validate_json)
 
     def open(self, shards: int) -> None:
         """Fix the number of shards at first use, and read it later."""
@@ -296,15 +299,15 @@ class Store:
 
     # What is served
 
-    def generation(self, shard: int) -> int:
-        """A number that moves whenever something served has changed."""
+    def changes(self, shard: int) -> Changes:
+        """Numbers that move whenever something served has changed."""
         with self._down():
-            return int(self._redis.hget(keys.meta(shard), "generation") or 0)
+            found = self._redis.hmget(keys.meta(shard), keys.GENERATIONS)
+        return Changes(*(int(number or 0) for number in found))
 
     def records(self, shard: int) -> dict[str, ExperimentRecord]:
-        """Experiment records of a shard by name."""
-        found = self.fields(keys.records(shard))
-        return {name: self._parsed(name, data) for name, data in found.items()}
+        """Experiment records of a shard by name; see `Parsed.of`."""
+        return self._records.of(self.fields(keys.records(shard)))
 
     def record(self, tenant: str, experiment_id: str) -> ExperimentRecord | None:
         """One record."""
@@ -358,9 +361,14 @@ class Store:
         self._acted("correct", keys.tag(shard), where, act, author)
 
     def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
-        """Newest corrections by name."""
-        found = self.fields(keys.corrections(shard))
-        return {name: json.loads(data) for name, data in found.items()}
+        """Newest corrections by name; see `Parsed.of`."""
+        return self._corrections.of(self.fields(keys.corrections(shard)))
+
+    def correction(self, shard: int, name: str) -> dict[str, Any] | None:
+        """The newest correction of one experiment."""
+        with self._down():
+            data = self._redis.hget(keys.corrections(shard), name)
+        return None if data is None else json.loads(data)
 
     @contextmanager
     def refresh_lease(self, owner: str) -> Iterator[bool]:
@@ -450,14 +458,6 @@ class Store:
             if answer != ACT_OVERTAKEN:
                 return answer
         raise StoreDownError(f"{act.object}: overtaken {ACT_TRIES} times.")
-
-    def _parsed(self, name: str, data: bytes) -> ExperimentRecord:
-        """A record from its bytes; the one parsed before where they are the same."""
-        known = self._parsed_records.get(name)
-        if known is None or known[0] != data:
-            known = (data, ExperimentRecord.model_validate_json(data))
-            self._parsed_records[name] = known
-        return known[1]
 
     def fields(self, where: str) -> dict[str, bytes]:
         """All fields of a hash."""

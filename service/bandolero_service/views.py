@@ -35,11 +35,17 @@ from bandolero_service.cache import (
     pack_experiment,
     pack_shared,
 )
+from bandolero_service.changes import NOTHING_SEEN, Changes
 from bandolero_service.ids import Signer
 from bandolero_service.metrics import SNAPSHOTS_REFUSED, count
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
-from bandolero_service.store import ApiKey, Store, StoreDownError, name_of
+from bandolero_service.store import (
+    ApiKey,
+    Store,
+    StoreDownError,
+    name_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +150,8 @@ class Views:
         self._settings = settings
         self._secrets = read_secrets(settings)
         self._signers: dict[str, Signer] = {}
-        self._generations: dict[int, int] = {}
+        self._seen: dict[int, Changes] = {}
+        self._records: dict[int, dict[str, ExperimentRecord]] = {}
         self._keys_generation = -1
         self._next_expiry_ms = auth.NEVER_MS
         self._views: dict[str, View] = {}
@@ -284,10 +291,10 @@ class Views:
         self._cache.stamp()
 
     def _refresh_if_moved(self, shard: int) -> None:
-        generation = self._store.generation(shard)
-        if generation != self._generations.get(shard):
-            self._refresh_shard(shard)
-            self._generations[shard] = generation
+        changes, seen = self._store.changes(shard), self._seen.get(shard, NOTHING_SEEN)
+        if changes != seen:
+            self._refresh_shard(shard, changes.records != seen.records)
+            self._seen[shard] = changes
         self._seen_at[shard] = time.monotonic()
 
     def _judge_shards(self) -> None:
@@ -332,9 +339,7 @@ class Views:
                 self._warm_missed_sets()
             except StoreDownError as error:
                 log.debug("%s", error)
-            except (
-                Exception
-            ):  # the thread must outlive any fault: serving depends on it
+            except Exception:  # whatever it is: serving depends on this thread
                 log.exception("views could not be refreshed")
             self._keep()
 
@@ -371,9 +376,10 @@ class Views:
             self.authorised = {}
             self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
 
-    def _refresh_shard(self, shard: int) -> None:
-        records = self._store.records(shard)
-        versions = self._store.versions(shard)
+    def _refresh_shard(self, shard: int, records_moved: bool) -> None:
+        if records_moved:
+            self._records[shard] = self._store.records(shard)
+        records, versions = self._records[shard], self._store.versions(shard)
         moved = [
             name
             for name, version in versions.items()

@@ -10,5 +10,6 @@ if version ~= ARGV[8] then return 0 end
 redis.call('HSET', KEYS[3], ARGV[6], ARGV[7])
 redis.call('XADD', KEYS[4], '*', 'name', ARGV[6], 'kind', ARGV[9], 'body', ARGV[7])
 redis.call('HINCRBY', KEYS[5], 'generation', 1)
+redis.call('HINCRBY', KEYS[5], 'generation:records', 1)
 audited()
 return 1
