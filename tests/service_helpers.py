@@ -24,7 +24,7 @@ PROC = Path("/proc")
 _SLOW = "5" if os.environ.get("NUMBA_DISABLE_JIT") == "1" else "1"
 SLOWER = float(os.environ.get("BANDOLERO_TEST_SLOWER", _SLOW))
 """Patience is multiplied by this where kernels run as plain Python, or on a busy machine."""
-READY_TIMEOUT_S = 55.0 * SLOWER
+READY_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 60.0 * SLOWER
 
 linux = pytest.mark.skipif(not PROC.is_dir(), reason="no /proc to find processes in")
