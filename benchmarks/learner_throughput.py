@@ -3,7 +3,7 @@
 Blocks as a worker writes them at 10,000 decisions a second and a flush of 50 ms, events of
 a few percent, in a log in memory; a `ShardLearner` reads, settles, folds, builds snapshots
 and makes the bytes of its commits. What is left out is the store itself. CPU time of one
-thread, by stage; then a step of a learner that holds millions of events of open windows.
+thread, in all and by stage.
 """
 
 import base64
@@ -41,8 +41,6 @@ VERSION_MS = 1_000
 CLICKED = 0.05
 WINDOW_S = 60.0
 N_RUNS = 3
-N_HELD = 5_000_000
-DAY_S = 86_400.0
 BARS = {"beta_thompson": 1_000_000, "linear_thompson": 300_000}
 LEVELS = [f"level-{i}" for i in range(8)]
 CONTEXT: list[dict[str, Any]] = [
