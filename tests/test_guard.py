@@ -228,8 +228,8 @@ def test_every_answer_has_the_headers(running: Running, method: str, path: str) 
 
 def test_a_report_page_may_run_nothing(running: Running) -> None:
     """The policy of an HTML report allows its own style, and neither scripts nor loads."""
-    running.ok("PUT", "/v1/experiments/page", experiment("page"))
-    path = "/v1/experiments/page/report?format=html"
+    running.ok("PUT", "/v1/experiments/sealed-page", experiment("sealed-page"))
+    path = "/v1/experiments/sealed-page/report?format=html"
     answer = running.call("GET", path, key=running.key(), timeout=60)
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
