@@ -180,7 +180,7 @@ def refresh(
 
 
 @app.command(
-    epilog="Examples: bandolero replay spring-hero; bandolero replay --restore"
+    epilog="Example: bandolero replay spring-hero, or bandolero replay --restore"
 )
 def replay(
     experiment_id: Annotated[
