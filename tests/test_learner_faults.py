@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from bandolero.log import log_ms
+from bandolero.settle import LOST_AFTER_MS
 from bandolero_service import keys, learner
 from bandolero_service.settings import Settings
-from bandolero_service.store import Store
+from bandolero_service.store import Commit, Store
 from memory_store import (
     CLOSE_AFTER_MS,
     LASTING,
@@ -19,7 +20,7 @@ from memory_store import (
     clicked,
     learner_of,
 )
-from strategies import START_MS, event
+from strategies import START_MS, event, experiment
 
 
 @pytest.fixture
@@ -115,6 +116,48 @@ def test_a_step_is_bounded_and_nothing_is_published_from_the_past(
     while shard.step():
         pass
     assert [s.created_at_ms for s in store.published[n_published:]] == [last]
+
+
+def test_an_outage_costs_no_event(
+    at_once: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After many hours what had been told before is still learned, with its probabilities,
+    however many steps it takes; then nothing is held, though a window is without decisions."""
+    monkeypatch.setattr(learner, "STEP_ENTRIES", 3)
+    monkeypatch.setattr(learner, "IDLE_COMMIT_S", 0.0)
+    store = MemoryStore(LASTING)
+    shard = learner_of(store, at_once)
+    store.pass_to(START_MS - 1)
+    shard.step()
+    made, told = clicked(20, gap_ms=10)
+    store.decide(*made)
+    store.tell(*told, event(decision_id="lost", decided_at_ms=START_MS))
+    store.pass_to(START_MS + 100 * LOST_AFTER_MS)
+    shard._windows[1_000] = f"{START_MS + LOST_AFTER_MS}-0"
+    while shard.step():
+        pass
+    state: Any = store.snapshot.state
+    assert (state.successes[0], state.trials[0]) == (10, 20)
+    (epoch,) = shard._folds[NAME].epochs.values()
+    assert epoch.is_known
+    assert len(shard._held) == 0
+
+
+def test_the_past_ages_nothing(at_once: Settings) -> None:
+    """Trials that fade are no more than there were where log time is behind the fold."""
+    policy = {"kind": "beta_thompson", "half_life_s": 60.0}
+    spec = experiment(objective={"attribution_window_s": 2.0}, policy=policy)
+    store = MemoryStore(spec)
+    made, _ = clicked(2, gap_ms=10)
+    store.decide(*made)
+    store.pass_to(made[1]["log_ms"] + CLOSE_AFTER_MS)
+    learner_of(store, at_once).step()
+    store.committed = Commit("", {}, {}, {})
+    store.streams.clear()
+    store.pass_to(START_MS - 3_600_000)
+    learner_of(store, at_once).step()
+    state: Any = store.snapshot.state
+    assert 1.9 < state.trials[0] <= 2.0
 
 
 def test_one_shards_fault_does_not_stop_the_others(

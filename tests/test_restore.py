@@ -1,5 +1,6 @@
 """A new store from the lake alone: what it holds, how it goes on, when it is refused."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +200,17 @@ def test_open_decisions_are_learned_once_they_close(
     ids = lake.read("decisions")[0]["decision_id"]
     assert (len(ids), pc.count_distinct(ids).as_py()) == (7, 7)
     assert lake.read("events")[0].num_rows == 3
+
+
+def test_nothing_is_published_from_before_the_lakes_end(
+    store: Store, fresh: NewStore, lake: Lake
+) -> None:
+    """The learner of a new store knows how far the log had been read when it was archived."""
+    shard = begin(store, "hats")
+    archived(store, lake)
+    restore(fresh, lake, AUTHOR)
+    read_to = json.loads(fresh.cursors(shard))["log"]
+    assert log_ms(read_to) == lake.until_ms(f"s{shard}")
 
 
 def test_a_block_from_the_spool_is_not_appended_again(

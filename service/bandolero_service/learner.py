@@ -98,6 +98,8 @@ class ShardLearner:
         self._read_to = cursors.get("events", NO_POSITION)
         self._was_at = cursors.get("log", NO_POSITION)
         """How far the log had been read when this was committed."""
+        self._folded_to_ms = 0
+        """Log time up to which all is folded that had closed by then."""
         self._held = HeldEvents()
         self._records: dict[str, ExperimentRecord] = {}
         self._corrections: dict[str, dict[str, Any]] = {}
@@ -222,9 +224,9 @@ class ShardLearner:
         The folds that changed, and whether there is more to read.
         """
         changed: dict[str, Fold] = {}
-        is_more = False
+        self._folded_to_ms = read_to_ms = log_ms(self._read_to)
         for window_ms, cursor in self._windows.items():
-            until_ms = log_ms(self._read_to) - window_ms - GRACE_MS
+            until_ms = read_to_ms - window_ms - GRACE_MS
             if until_ms < 0:
                 continue
             stream = keys.decisions(self._shard)
@@ -232,9 +234,11 @@ class ShardLearner:
                 self._windows[window_ms] = entries[-1].log_id
                 rows = self._rows(entries, DECISIONS_LEARNED)
                 self._fold_rows(window_ms, rows, changed)
-            is_more |= len(entries) == STEP_ENTRIES
+            if len(entries) == STEP_ENTRIES:
+                closed_ms = log_ms(entries[-1].log_id) + window_ms + GRACE_MS
+                self._folded_to_ms = min(self._folded_to_ms, closed_ms)
         self._forget_lost()
-        return changed, is_more
+        return changed, self._folded_to_ms < read_to_ms
 
     def _fold_rows(
         self, window_ms: int, rows: pa.Table, changed: dict[str, Fold]
@@ -267,9 +271,13 @@ class ShardLearner:
 
     def _forget_lost(self) -> None:
         """Drop events whose decision must be lost."""
-        longest = max(self._windows, default=0) + GRACE_MS + LOST_AFTER_MS
-        late = self._held.forget_before(log_ms(self._read_to) - longest)
+        late = self._held.forget_before(self._oldest_ms())
         count(EVENTS_LATE, n=late)
+
+    def _oldest_ms(self) -> int:
+        """When the oldest decision that may yet be folded can have been made."""
+        longest = max(self._windows, default=0) + GRACE_MS + LOST_AFTER_MS
+        return self._folded_to_ms - longest
 
     def _due_snapshots(self, folds: dict[str, Fold]) -> dict[str, Snapshot]:
         """Snapshots of the folds to publish now, as far as the time of a step goes.
@@ -333,7 +341,7 @@ class ShardLearner:
         now_ms = log_ms(self._read_to)
         fold = grown(record.spec, fold or init_fold(record.spec))
         policy = policy_of(record.spec)
-        state = aged(policy, fold.state, now_ms - fold.learned_to_ms)
+        state = aged(policy, fold.state, max(0, now_ms - fold.learned_to_ms))
         correction = self._correction(name, record, now_ms)
         state = with_correction(record.spec, state, correction)
         if last is not None and same_spec and age < HEARTBEAT_S:  # noqa: SIM102
@@ -405,9 +413,7 @@ class ShardLearner:
 
     def _forget_vectors(self) -> None:
         """Drop versions that no open decision can have been made from."""
-        served_ms = round(2000 * HEARTBEAT_S)
-        longest = max(self._windows, default=0) + GRACE_MS + LOST_AFTER_MS
-        oldest = log_ms(self._read_to) - longest - served_ms
+        oldest = self._oldest_ms() - round(2000 * HEARTBEAT_S)
         while self._aging and self._aging[0][0] < oldest:
             _, name, version = self._aging.popleft()
             self._vectors[name].pop(version, None)

@@ -168,14 +168,17 @@ def _versions(rebuilt: Rebuilt, lost_ms: int) -> dict[str, int]:
 
 
 def _cursors(rebuilt: Rebuilt) -> str:
-    """The learner's cursors: before the oldest open decision and event."""
+    """The learner's cursors: before the oldest open decision and event.
+
+    And how far the lake goes: what is learned again from before that is not published.
+    """
     windows = {r.spec.objective.window_ms for r in rebuilt.records.values()}
     closed = {w: max(0, rebuilt.until_ms - w - GRACE_MS) for w in windows}
     ids = rebuilt.events["log_id"]
     last = f"{rebuilt.until_ms}-{LAST_SEQUENCE}"
     events = before(ids[0].as_py()) if len(ids) else last
     decisions = {str(w): f"{ms}-{LAST_SEQUENCE}" for w, ms in closed.items()}
-    return json.dumps({"events": events, "decisions": decisions})
+    return json.dumps({"events": events, "decisions": decisions, "log": last})
 
 
 def _told(rebuilt: Rebuilt) -> Iterator[Restored]:
