@@ -10,9 +10,13 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from threading import Event as Flag
 from typing import Any
+
+import pyarrow as pa
 
 from bandolero.lake.catalog import Lake, OverlapError, rows_of
 from bandolero.log import (
@@ -27,6 +31,7 @@ from bandolero.snapshot import Snapshot, snapshot_from_bytes
 from bandolero_service import keys
 from bandolero_service.erasures import hidden, work_off
 from bandolero_service.learner import HEARTBEAT_S
+from bandolero_service.logs import Told
 from bandolero_service.metrics import ARCHIVE_ERRORS, count
 from bandolero_service.settings import Settings
 from bandolero_service.store import (
@@ -46,21 +51,31 @@ STREAMS = {
     "snapshots": keys.history,
     "control": keys.control,
 }
+READS: dict[str, Callable[[list[Entry]], pa.Table]] = {
+    "decisions": lambda entries: read_blocks(blocks_of(entries), DECISIONS_TABLE),
+    "events": lambda entries: read_blocks(blocks_of(entries), EVENTS_TABLE),
+    "snapshots": lambda entries: rows_of("snapshots", map(_snapshot_row, entries)),
+    "control": lambda entries: rows_of("control", map(_control_row, entries)),
+}
+"""How the entries of each stream become rows of the lake."""
 
 
 def run_archiver(store: Store, lake: Lake, settings: Settings, stop: Flag) -> None:
     """Archive every shard at its interval until told to stop; then once more."""
     owner = f"{os.getpid()}-{secrets.token_hex(6)}"
     due: dict[int, float] = {}
+    told = Told()
     while not stop.wait(STEP_S):
         for shard in range(store.shards):
             if time.monotonic() < due.get(shard, 0.0):
                 _renew(store, shard, owner)
                 continue
             due[shard] = time.monotonic() + settings.archive_interval_s
-            _archive_shard(store, lake, settings, shard, owner)
+            with _contained(shard, told):
+                _archive_shard(store, lake, settings, shard, owner)
     for shard in range(store.shards):
-        _archive_shard(store, lake, settings, shard, owner)
+        with _contained(shard, told):
+            _archive_shard(store, lake, settings, shard, owner)
         _drop(store, shard, owner)
 
 
@@ -68,7 +83,7 @@ def archive(store: Store, lake: Lake, shard: int, max_bytes: int) -> int:
     """Commit what the log says of a shard beyond the lake; the log time reached.
 
     Up to the millisecond before a tick of its own: nothing can be logged before that
-    any more.
+    any more. Entries that cannot be read are put aside, and the others archived.
     """
     lake.fix_shards(store.shards)
     after_ms = lake.until_ms(f"s{shard}")
@@ -76,17 +91,13 @@ def archive(store: Store, lake: Lake, shard: int, max_bytes: int) -> int:
     if until_ms <= after_ms:
         return after_ms
     entries, until_ms = _entries(store, shard, after_ms, until_ms, max_bytes)
-    decisions = read_blocks(blocks_of(entries["decisions"]), DECISIONS_TABLE)
+    rows = {name: _rows(lake, shard, name, some) for name, some in entries.items()}
+    rows["decisions"] = hidden(store, shard, rows["decisions"])
     lake.commit(
         f"s{shard}",
         after_ms,
         until_ms,
-        {
-            "decisions": hidden(store, shard, decisions),
-            "events": read_blocks(blocks_of(entries["events"]), EVENTS_TABLE),
-            "snapshots": rows_of("snapshots", map(_snapshot_row, entries["snapshots"])),
-            "control": rows_of("control", map(_control_row, entries["control"])),
-        },
+        rows,
         {name: _writers(entries[name]) for name in ("decisions", "events")},
     )
     return until_ms
@@ -110,19 +121,25 @@ def trim(store: Store, shard: int, archived_ms: int, retain_s: float) -> None:
 def _archive_shard(
     store: Store, lake: Lake, settings: Settings, shard: int, owner: str
 ) -> None:
+    if store.take_lease(shard, "archiver", owner) is None:
+        return
+    before_ms = -1
+    archived_ms = lake.until_ms(f"s{shard}")
+    while archived_ms > before_ms:
+        before_ms = archived_ms
+        archived_ms = archive(store, lake, shard, settings.archive_bytes)
+        if archived_ms - before_ms < 1000:
+            break
+    store.note(keys.meta(shard), keys.ARCHIVED_MS, archived_ms)
+    trim(store, shard, archived_ms, settings.retain_s)
+    work_off(store, lake, shard, lambda: _keep(store, shard, owner))
+
+
+@contextmanager
+def _contained(shard: int, told: Told) -> Iterator[None]:
+    """Count and tell what goes wrong in a shard: it must not stop the others."""
     try:
-        if store.take_lease(shard, "archiver", owner) is None:
-            return
-        before_ms = -1
-        archived_ms = lake.until_ms(f"s{shard}")
-        while archived_ms > before_ms:
-            before_ms = archived_ms
-            archived_ms = archive(store, lake, shard, settings.archive_bytes)
-            if archived_ms - before_ms < 1000:
-                break
-        store.note(keys.meta(shard), keys.ARCHIVED_MS, archived_ms)
-        trim(store, shard, archived_ms, settings.retain_s)
-        work_off(store, lake, shard, lambda: _keep(store, shard, owner))
+        yield
     except StoreDownError as error:
         count(ARCHIVE_ERRORS, "store")
         log.warning("shard %d: %s", shard, error)
@@ -132,6 +149,46 @@ def _archive_shard(
     except OSError as error:
         count(ARCHIVE_ERRORS, "lake")
         log.error("shard %d: the lake refuses: %s", shard, error)
+    except Exception:  # of whatever kind: the other shards go on
+        count(ARCHIVE_ERRORS, "fault")
+        if told.is_news(f"{shard}"):
+            log.exception("shard %d cannot be archived, tried again", shard)
+
+
+def _rows(lake: Lake, shard: int, name: str, entries: list[Entry]) -> pa.Table:
+    """Rows of a stream's entries; those that cannot be read are put aside."""
+    read = READS[name]
+    try:
+        return read(entries)
+    except MemoryError:  # says nothing of the entries
+        raise
+    except Exception:  # noqa: BLE001 - of whatever kind: found one by one
+        parts = [_rows_of_one(lake, shard, name, entry) for entry in entries]
+        return pa.concat_tables(parts).combine_chunks()
+
+
+def _rows_of_one(lake: Lake, shard: int, name: str, entry: Entry) -> pa.Table:
+    try:
+        return READS[name]([entry])
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of whatever kind: put aside
+        count(ARCHIVE_ERRORS, "entry")
+        log.error("%s %s cannot be read, put aside: %s", name, entry.log_id, error)
+        path = f"quarantine/log/{name}/s{shard}-{entry.log_id}.json"
+        lake.write_bytes(path, _aside(entry, error))
+        return READS[name]([])
+
+
+def _aside(entry: Entry, why: Exception) -> bytes:
+    """An entry that cannot be read, as JSON, for people: the log will forget it."""
+    fields = {
+        name.decode(errors="backslashreplace"): b64encode(data).decode()
+        for name, data in entry.fields.items()
+    }
+    reason = f"{type(why).__name__}: {why}"
+    note = {"log_id": entry.log_id, "reason": reason, "fields": fields}
+    return json.dumps(note).encode()
 
 
 def _entries(

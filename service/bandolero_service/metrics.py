@@ -226,9 +226,9 @@ SNAPSHOT_FAILURES = Family(
 ARCHIVE_ERRORS = Family(
     "bandolero_archive_errors_total",
     "counter",
-    "Attempts to archive a shard that failed, by what refused.",
+    "Attempts to archive a shard that failed, and entries put aside, by what was wrong.",
     ("reason",),
-    known=_each("store", "lake", "overlap"),
+    known=_each("store", "lake", "overlap", "entry", "fault"),
 )
 PROCESSES = Family(
     "bandolero_processes", "gauge", "Living processes that share the folder.", ("role",)

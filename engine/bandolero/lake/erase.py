@@ -121,8 +121,11 @@ def _names_any(lake: Lake, path: str, erasures: Sequence[Erasure]) -> bool:
 
 
 def _erase_quarantine(lake: Lake, erasures: Sequence[Erasure]) -> list[str]:
-    """Write refused rows anew; the paths that cannot be read."""
-    unreadable = []
+    """Write refused rows anew; the paths that cannot be read.
+
+    Among these are the log's blocks that could not be, which may hold anyone.
+    """
+    unreadable = list(lake.paths(f"quarantine/log/{TABLE}", ".json"))
     for path in lake.paths(f"quarantine/{TABLE}", ".parquet"):
         try:
             rows = pq.read_table(pa.BufferReader(lake.read_bytes(path)))
