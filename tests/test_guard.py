@@ -255,3 +255,23 @@ def test_a_bad_request_line_is_no_crash(running: Running) -> None:
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"nosniff" in answer
     wait_for(lambda: running.call("GET", "/healthz").status == 200)
+
+
+def test_a_worker_with_a_fault_ends_by_itself() -> None:
+    """A server serves while its worker is sound; with a fault it leaves and ends."""
+    faults: list[str] = []
+    ready, left = threading.Event(), threading.Event()
+    server = Server(
+        server_config(echo), ready.set, left.set, 60.0, lambda: "".join(faults) or None
+    )
+    with contextlib.closing(listen("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(
+            target=lambda: asyncio.run(server.serve(sockets=[listening]))
+        )
+        thread.start()
+        assert ready.wait(20)
+        assert not left.is_set()
+        faults.append("the thread that writes the log has ended")
+        thread.join(20)
+        assert not thread.is_alive()
+        assert left.is_set()

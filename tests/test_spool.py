@@ -1,5 +1,6 @@
 """The spool: blocks on local disk, in order, whole, and owned by one writer at a time."""
 
+import fcntl
 import os
 from itertools import islice
 from pathlib import Path
@@ -189,4 +190,55 @@ def test_a_new_spool_is_never_seen_without_its_lock(tmp_path: Path) -> None:
     spool = Spool(tmp_path, "w", MAX_BYTES)
     assert spool.path.exists()
     assert list(orphans(tmp_path, MAX_BYTES)) == []
+    spool.close()
+
+
+def test_a_spool_that_another_has_just_adopted_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening a spool and locking it another may drain and remove it."""
+    dead = Spool(tmp_path, "dead", MAX_BYTES)
+    dead.append([block(1)])
+    dead.close()
+    lock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        dead.path.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert list(orphans(tmp_path, MAX_BYTES)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_that_cannot_be_opened_hides_no_other(tmp_path: Path) -> None:
+    """What the system does not let us open stays, and the spools after it are adopted."""
+    (tmp_path / "a.spool").mkdir()
+    dead = Spool(tmp_path, "b", MAX_BYTES)
+    dead.append([block(1)])
+    dead.close()
+    (adopted,) = orphans(tmp_path, MAX_BYTES)
+    assert read(adopted) == [block(1)]
+    adopted.close()
+
+
+def test_a_spool_is_emptied_only_once_its_rest_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy and its name are synced while the spool still holds it all."""
+    spool = Spool(tmp_path, "w", MAX_BYTES)
+    spool.append([block(1)])
+    whole, synced = spool.path.read_bytes(), []
+
+    def sync(file: int) -> None:
+        assert spool.path.read_bytes() == whole
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    spool.set_rest_aside()
+    aside = spool.path.with_suffix(".rest")
+    assert aside.read_bytes() == whole
+    assert aside.stat().st_mode & 0o777 == 0o600
+    assert synced == [aside.stat().st_ino, tmp_path.stat().st_ino]
+    assert spool.size == 0
     spool.close()

@@ -294,3 +294,64 @@ def test_a_row_that_cannot_be_written_does_not_end_the_writer(
     assert told.failures[0] is not None
     assert told.failures[1] is None
     assert Counter(ids(store, "events")) == {"fine": 1}
+
+
+def test_a_spool_that_cannot_be_adopted_holds_up_nobody(
+    store: Store, settings: Settings
+) -> None:
+    """Where the disk refuses what one of the dead left, the others' is logged, and ours."""
+    for name in ("damaged", "whole"):
+        dead = Spool(settings.spool_dir, name, settings.spool_max_bytes)
+        dead.append([Block("events", 1, 1, write_block([event_row(name)], EVENTS), {})])
+        dead.close()
+    damaged = settings.spool_dir / "damaged.spool"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (settings.spool_dir / "damaged.rest").mkdir()  # nothing can be set aside there
+    writer = LogWriter(store, settings)
+    writer.start()
+    wait_for(lambda: not (settings.spool_dir / "whole.spool").exists())
+    told = Told()
+    writer.told({1: [event_row("mine")]}, told)
+    wait_for(lambda: told.failures == [None])
+    writer.stop()
+    assert ids(store, "events") == ["whole", "mine"]
+    assert damaged.exists()
+
+
+def test_who_has_gone_keeps_no_other_from_being_told(
+    store: Store, writer: LogWriter
+) -> None:
+    """An answer that nobody takes any more ends neither the writer nor the other answers."""
+
+    def gone(failure: str | None) -> None:
+        raise RuntimeError("the loop is closed.")
+
+    told = Told()
+    for n in range(3):
+        writer.told({1: [event_row(f"gone{n}")]}, gone)
+        writer.told({1: [event_row(f"here{n}")]}, told)
+        wait_for(lambda n=n: len(told.failures) == n + 1)  # type: ignore[misc]
+    assert told.failures == [None] * 3
+    assert writer.is_writing
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_a_thread_that_ended_left_is_written_at_the_end(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer whose thread has ended by itself says so; stopping it loses nothing."""
+
+    def ends() -> None:
+        raise SystemExit
+
+    writer = LogWriter(store, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_flush", ends)
+        writer.start()
+        wait_for(lambda: not writer.is_writing)
+    told = Told()
+    writer.decided(decision("d"))
+    writer.told({1: [event_row("e")]}, told)
+    writer.stop()
+    assert (ids(store, "decisions"), ids(store, "events")) == (["d"], ["e"])
+    assert told.failures == [None]

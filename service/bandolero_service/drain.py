@@ -1,6 +1,7 @@
 """An API worker's HTTP server, which waits for no client, and cuts none as it ends."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from socket import socket
@@ -9,6 +10,8 @@ from types import FrameType
 import uvicorn
 
 from bandolero_service.guard import LOOK_EVERY_TICKS, close_overdue
+
+log = logging.getLogger(__name__)
 
 LINGER_S = 3.0
 """How long a worker that ends keeps the connections on which nothing comes."""
@@ -29,6 +32,9 @@ class Server(uvicorn.Server):
     delay_s
         For so long after that it goes on as before, so that balancers look elsewhere; a
         second signal ends it at once.
+    fault
+        What is wrong with the worker, None while it is sound. One that is not ends at
+        once, so that it is replaced instead of taking requests that it cannot serve.
     """
 
     def __init__(
@@ -37,11 +43,13 @@ class Server(uvicorn.Server):
         ready: Callable[[], None],
         leaving: Callable[[], None] = lambda: None,
         delay_s: float = 0.0,
+        fault: Callable[[], str | None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._ready = ready
         self._leaving = leaving
         self._delay_s = delay_s
+        self._fault = fault
         self._leave_at: float | None = None
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -59,6 +67,10 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Close connections whose clients take too long; end when it is time to."""
+        if not self.should_exit and (fault := self._fault()) is not None:
+            log.error("%s: this worker ends, another must take its place", fault)
+            self._leaving()
+            self.should_exit = True
         if counter % LOOK_EVERY_TICKS == 0:
             close_overdue(self.server_state.connections)
         if self._leave_at is not None and time.monotonic() >= self._leave_at:

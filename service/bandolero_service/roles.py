@@ -190,7 +190,7 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     files = _metric_files(settings, "api", lambda: worker_figures(app, health))
     app = create_app(store, Lake(settings.lake_url), health, files.tell, settings)
     config, delay_s = server_config(app), settings.drain_delay_s
-    server = Server(config, _tell_ready, health.leave, delay_s)
+    server = Server(config, _tell_ready, health.leave, delay_s, lambda: health.fault)
 
     def leave(*_: object) -> None:
         server.should_exit = True

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from struct import Struct
 from zlib import crc32
@@ -45,13 +46,13 @@ class Spool:
         where = self.path.with_suffix(".new") if is_new else self.path
         self._file = os.open(where, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(self._file, where)
+            if is_new:  # named once it is locked: else another writer could adopt it
+                where.rename(self.path)
+                sync_folder(folder)
+        except OSError:
             os.close(self._file)
             raise
-        if is_new:  # named once it is locked: else another writer could adopt it
-            where.rename(self.path)
-            sync_folder(folder)
 
     @property
     def size(self) -> int:
@@ -160,15 +161,17 @@ class Spool:
             file.seek(self._drained)
             rest = file.read()
         aside = self.path.with_suffix(".rest")
-        aside.write_bytes(rest)
+        _write_durably(aside, rest)
         log.warning("%d bytes of a spool cannot be read, kept in %s", len(rest), aside)
         self.drained(self._drained + self.size)
 
     def close(self) -> None:
         """Close; an empty file is removed."""
-        if self.size == 0:
-            self.path.unlink(missing_ok=True)
-        os.close(self._file)
+        try:
+            if self.size == 0:
+                self.path.unlink(missing_ok=True)
+        finally:
+            os.close(self._file)
 
 
 def sync_folder(folder: Path) -> None:
@@ -184,9 +187,13 @@ def orphans(folder: Path, max_bytes: int) -> Iterator[Spool]:
     """Spools whose writer is gone, now ours."""
     for path in sorted(folder.glob("*.spool")):
         try:
-            yield Spool(folder, path.stem, max_bytes)
-        except BlockingIOError:
-            continue  # its writer lives
+            spool = Spool(folder, path.stem, max_bytes)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # its writer lives, or another has just adopted it
+        except OSError as error:
+            log.error("%s cannot be opened, it stays: %s", path, error)
+            continue
+        yield spool
 
 
 def bytes_in(folder: Path) -> int:
@@ -196,6 +203,22 @@ def bytes_in(folder: Path) -> int:
         with suppress(FileNotFoundError):
             total += path.stat().st_size
     return total
+
+
+def _lock(file: int, path: Path) -> None:
+    """Lock an open file, if nobody has it and it still is what its path names."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.path.samestat(os.fstat(file), path.stat()):
+        raise FileNotFoundError(f"{path} was removed by the one that had it.")
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Write a file that only its owner reads, and have it survive a power cut."""
+    with open(path, "wb", opener=partial(os.open, mode=0o600)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
 
 
 def _record(block: Block) -> bytes:

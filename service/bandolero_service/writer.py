@@ -13,6 +13,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 
 from bandolero.log import EVENTS, block_of, warm_up, write_block
@@ -64,10 +65,18 @@ class LogWriter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is left, then end."""
+        """End the thread, then write what is left, even of one that ended by itself."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wake.set()
         self._thread.join()
+        while self._decisions or self._events:
+            self._flush()
+        if self._spool.size and time.monotonic() >= self._down_until:
+            self._drain(self._spool)
+            self._catch_up()
+        self._spool.close()
 
     @property
     def spool_bytes(self) -> int:
@@ -111,12 +120,6 @@ class LogWriter:
                 self._wake.wait(self._settings.flush_interval_s)
             self._wake.clear()
             self._flush()
-        while self._decisions or self._events:
-            self._flush()
-        if self._spool.size and time.monotonic() >= self._down_until:
-            self._drain(self._spool)
-            self._catch_up()
-        self._spool.close()
 
     def _flush(self) -> None:
         decisions = self._take_decisions()
@@ -135,7 +138,10 @@ class LogWriter:
             self.dropped += len(decisions)
             log.error("blocks were dropped: %s", failure)
         for _, done in batches:
-            done(failure)
+            try:
+                done(failure)
+            except Exception:  # who waited is gone: the others must hear of it still
+                log.exception("nobody was told that events are durable")
 
     def _take_decisions(self) -> list[Decision]:
         """What has been handed over by now; a deque, so that none can slip between."""
@@ -213,12 +219,24 @@ class LogWriter:
 
     def _adopt_orphans(self) -> bool:
         """Drain what the dead left; False where the store is down."""
-        settings, drained = self._settings, True
-        for spool in orphans(settings.spool_dir, settings.spool_max_bytes):
-            if drained and (drained := self._drain(spool)) and not spool.behind:
-                spool.set_rest_aside()
-            spool.close()
-        return drained
+        folder, max_bytes = self._settings.spool_dir, self._settings.spool_max_bytes
+        try:
+            return all(self._adopt(spool) for spool in orphans(folder, max_bytes))
+        except Exception:  # this thread has more to do than that
+            log.exception("spools of the dead could not be looked for")
+            return True
+
+    def _adopt(self, spool: Spool) -> bool:
+        """Drain a spool; one that cannot be waits, and the others need not."""
+        try:
+            with closing(spool):
+                if not self._drain(spool):
+                    return False
+                if not spool.behind:
+                    spool.set_rest_aside()
+        except Exception:
+            log.exception("%s could not be adopted, it stays", spool.path)
+        return True
 
     def _down(self, error: StoreDownError) -> None:
         if self._down_until == 0.0:

@@ -41,12 +41,17 @@ class Health:
         """Why no new requests should come here; None where they should."""
         if self.leaving:
             return "draining: this worker is about to stop"
+        if self.fault is None and self.views.is_blank:
+            return "nothing is known: the store was not seen, now or before"
+        return self.fault
+
+    @property
+    def fault(self) -> str | None:
+        """What only another worker in its place can mend; None while it is sound."""
         if not self.writer.is_writing:
             return "the thread that writes the log has ended"
         if not self.views.is_watching:
             return "the thread that watches the store has ended"
-        if self.views.is_blank:
-            return "nothing is known: the store was not seen, now or before"
         return None
 
 
