@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bandolero.experiment import NumericField
 from bandolero.fold import FALLBACK
 from bandolero.log import DECISIONS
+from bandolero_service.contexts import MAX_CONTEXTS, MAX_REMEMBERED_BYTES, Contexts
 from bandolero_service.decide import DecideRequest
 from bandolero_service.ids import Signer
 from bandolero_service.record import OWN, Decision, Outcome, Told, rows_by_shard
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store, name_of
-from bandolero_service.views import MAX_CONTEXTS
 from service_helpers import experiment, needs_server
 from worker import Worker
 
@@ -224,3 +225,16 @@ def test_contexts_beyond_those_remembered_are_read_as_well(worker: Worker) -> No
         worker.decide("plain", context={"hour": hour})
     kept = [json.loads(row["context"])["hour"] for row in worker.logged()]
     assert kept == hours
+
+
+def test_of_contexts_only_what_is_short_and_declared_is_remembered() -> None:
+    """However much clients send, memory holds short texts and declared fields only."""
+    contexts = Contexts([NumericField(kind="numeric", name="hour")])
+    short, junk = b'{"hour":3,"more":["x"]}', b'{"hour":[[],[]]}'
+    long = b'{"hour":3,"more":"' + b"x" * MAX_REMEMBERED_BYTES + b'"}'
+    assert contexts.read(short) == ({"hour": 3.0}, '{"hour":3.0}', True)
+    assert contexts.read(long) == contexts.read(short)
+    assert contexts.read(junk) == contexts.none._replace(has_undeclared=False)
+    assert contexts.read(short) is contexts.read(short)
+    assert contexts.read(long) is not contexts.read(long)
+    assert set(contexts._known) == {b"null", short, junk}

@@ -1,17 +1,19 @@
 """What a worker does for eligible sets in use when a new snapshot comes."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from bandolero.experiment import ExperimentRecord, parse_experiment
 from bandolero.snapshot import Snapshot
-from bandolero_service import views
+from bandolero_service import auth, views
 from bandolero_service.audit import Author
 from bandolero_service.settings import Settings
-from bandolero_service.store import Store
+from bandolero_service.store import ApiKey, Store
 from service_helpers import needs_server
 
+AUTHOR = Author("test", b"root")
 SETS = [(0, 1), (0, 2), (1, 2)]
 
 
@@ -51,7 +53,7 @@ def test_one_experiments_fault_does_not_hide_the_others(
     for name in ("broken", "hats"):
         raw = {"experiment": name, "variants": [{"id": "a"}]}
         record = ExperimentRecord(tenant="acme", spec=parse_experiment(raw))
-        assert store.put_record(record, None, "created", Author("test", b"root"))
+        assert store.put_record(record, None, "created", AUTHOR)
     build = views.cold_snapshot
 
     def faulty(record: ExperimentRecord) -> Snapshot:
@@ -63,3 +65,49 @@ def test_one_experiments_fault_does_not_hide_the_others(
     seen = views.Views(store, Settings(data_dir=tmp_path))
     seen.refresh()
     assert [view.record.experiment_id for view in seen.views()] == ["hats"]
+
+
+@needs_server
+def test_keys_read_before_a_change_do_not_undo_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two threads that take keys over, the one that read before a revocation yields."""
+    seen = views.Views(store, Settings(data_dir=tmp_path))
+    key = ApiKey("id", "acme", ["decide"], "hash", 1)
+    store.put_api_key(key, AUTHOR)
+    read, found = store.api_keys, [list[ApiKey]()]
+
+    def slow() -> list[ApiKey]:
+        found[:] = [read()]
+        monkeypatch.setattr(store, "api_keys", read)
+        store.put_api_key(key._replace(revoked=True), AUTHOR)
+        seen._refresh_keys()
+        return found[0]
+
+    monkeypatch.setattr(store, "api_keys", slow)
+    seen._refresh_keys()
+    assert not found[0][0].revoked
+    assert seen._api_keys["id"].revoked
+    assert seen._keys_generation == store.api_keys_generation()
+
+
+@needs_server
+def test_a_key_checked_as_the_next_expiry_is_found_is_checked_anew(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that falls between finding the next expiry and forgetting is forgotten."""
+    seen = views.Views(store, Settings(data_dir=tmp_path))
+    key = ApiKey("id", "acme", ["decide"], "hash", 1)
+    find = auth.next_expiry_ms
+
+    def checked_meanwhile(keys: Iterable[ApiKey]) -> int:
+        seen.authorised[b"header", "decide"] = key
+        return find(keys)
+
+    monkeypatch.setattr(auth, "next_expiry_ms", checked_meanwhile)
+    store.put_api_key(key, AUTHOR)
+    seen._refresh_keys()
+    assert seen.authorised == {}
+    seen._next_expiry_ms = 0
+    seen._forget_expired()
+    assert seen.authorised == {}

@@ -18,6 +18,7 @@ from bandolero.draws import NONCE_BYTES
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK
 from bandolero.snapshot import Drawn, decide, decide_alike
+from bandolero_service.contexts import Context, read_context
 from bandolero_service.errors import (
     NOT_JSON,
     ApiError,
@@ -26,7 +27,7 @@ from bandolero_service.errors import (
 )
 from bandolero_service.record import Outcome, outcome_of
 from bandolero_service.trackers import with_trackers
-from bandolero_service.views import Context, View, Views, read_context
+from bandolero_service.views import View, Views
 from bandolero_service.writer import LogWriter
 
 MAX_UNIT_CHARACTERS = 256

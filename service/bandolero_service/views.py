@@ -12,14 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import Any
 
 from bandolero.codec import DamagedBytesError
 from bandolero.draws import NONCE_BYTES
 from bandolero.experiment import ExperimentRecord
-from bandolero.features import context_encoder
 from bandolero.policies import policy_of
 from bandolero.snapshot import (
     Snapshot,
@@ -36,6 +33,7 @@ from bandolero_service.cache import (
     pack_shared,
 )
 from bandolero_service.changes import NOTHING_SEEN, Changes
+from bandolero_service.contexts import Context, Contexts
 from bandolero_service.ids import Signer
 from bandolero_service.metrics import SNAPSHOTS_REFUSED, count
 from bandolero_service.secret import read_secrets
@@ -54,23 +52,7 @@ MAX_WARMED_SETS = 256
 WARM_S = 0.1
 """Eligible sets are computed for so long at a time: changes must not wait for them."""
 MISSING_KEYS_PER_S = 20
-MAX_CONTEXTS = 256
-"""Contexts that a view remembers: most experiments see few, over and over."""
 NO_VIEWS: Mapping[str, "View"] = {}
-read_context = msgspec.json.Decoder(dict[str, Any] | None).decode
-"""A context from its JSON text."""
-
-
-class Context(NamedTuple):
-    """A request's context, read.
-
-    given: as decoded. kept: its declared fields as JSON, as the log keeps them; None
-    where none is declared. has_undeclared: whether it has fields beside these.
-    """
-
-    given: dict[str, Any]
-    kept: str | None
-    has_undeclared: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +62,8 @@ class View:
     eligible: None when every arm of the snapshot is active now; else those that are.
     is_alike: whether nothing but the nonce tells two usual decisions apart.
     outcomes: remembered by (arm, mode, serving); see `bandolero_service.record`.
+    context: reads the JSON text of a context; see `bandolero_service.contexts`.
+    no_context: of a request that says nothing.
     """
 
     record: ExperimentRecord
@@ -92,10 +76,8 @@ class View:
     is_alike: bool = field(init=False)
     is_sticky: bool = field(init=False)
     outcomes: dict[tuple[int, str, str], Any] = field(init=False)
+    context: Callable[[bytes], Context] = field(init=False)
     no_context: Context = field(init=False)
-    _contexts: dict[bytes, Context] = field(init=False)
-    _encode_context: Callable[[Mapping[str, object]], str] = field(init=False)
-    _context_names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive what is looked up per decision."""
@@ -112,34 +94,13 @@ class View:
         sticky = snapshot.experiment.allocation.sticky
         put(self, "is_sticky", sticky == "unit")
         put(self, "outcomes", {})
-        put(self, "_encode_context", context_encoder(spec.context))
-        put(self, "_context_names", frozenset(field.name for field in spec.context))
-        put(self, "_contexts", {})
-        put(self, "no_context", self._read_context(b"null"))
+        contexts = Contexts(spec.context)
+        put(self, "context", contexts.read)
+        put(self, "no_context", contexts.none)
 
     def variant_id(self, arm: int) -> str:
         """The id of an arm's variant."""
         return self.record.spec.variants[arm].id
-
-    def context(self, text: bytes) -> Context:
-        """A context from its JSON text, an object or null.
-
-        Raises
-        ------
-        msgspec.MsgspecError, UnicodeDecodeError, RecursionError
-            When it is none.
-        """
-        return self._contexts.get(text) or self._read_context(text)
-
-    def _read_context(self, text: bytes) -> Context:
-        given = read_context(text) or {}
-        names = self._context_names
-        kept = self._encode_context(given) if names else None
-        context = Context(given, kept, not given.keys() <= names)
-        if len(self._contexts) >= MAX_CONTEXTS:
-            self._contexts.clear()
-        self._contexts[text] = context
-        return context
 
 
 class Views:
@@ -154,6 +115,7 @@ class Views:
         self._records: dict[int, dict[str, ExperimentRecord]] = {}
         self._keys_generation = -1
         self._next_expiry_ms = auth.NEVER_MS
+        self._keys_lock = threading.Lock()
         self._views: dict[str, View] = {}
         self._by_tenant: dict[str, dict[str, View]] = {}
         self._by_key: dict[bytes, View] = {}
@@ -359,22 +321,35 @@ class Views:
         self._api_keys = {
             key.key_id: key if key.rate else key._replace(rate=rate) for key in api_keys
         }
-        self.authorised = {}
+        self._check_anew()
+
+    def _check_anew(self) -> None:
+        """Forget which keys were checked; the next expiry first, that none is missed."""
         self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
+        self.authorised = {}
 
     def _refresh_keys(self) -> None:
-        generation = self._store.api_keys_generation()
-        if generation == self._keys_generation:
-            return
-        self._take_keys(self._store.api_keys())
-        self._keys_generation = generation
-        self._cache.changed(SHARED)
+        """Take the keys over until none has moved meanwhile; from any thread.
+
+        What was read while another thread took keys over may be older, and is dropped.
+        The lock is not held while the store is asked: it may hang.
+        """
+        while True:
+            known, now = self._keys_generation, self._store.api_keys_generation()
+            if known == now:
+                return
+            api_keys = self._store.api_keys()
+            with self._keys_lock:
+                if self._keys_generation == known:
+                    self._take_keys(api_keys)
+                    self._keys_generation = now
+                    self._cache.changed(SHARED)
 
     def _forget_expired(self) -> None:
         """Check every key anew once one has expired; needs no store."""
-        if time.time_ns() // 1_000_000 >= self._next_expiry_ms:
-            self.authorised = {}
-            self._next_expiry_ms = auth.next_expiry_ms(self._api_keys.values())
+        with self._keys_lock:
+            if time.time_ns() // 1_000_000 >= self._next_expiry_ms:
+                self._check_anew()
 
     def _refresh_shard(self, shard: int, records_moved: bool) -> None:
         if records_moved:

@@ -1,0 +1,64 @@
+"""What requests say of themselves, read by an experiment's schema, few texts anew.
+
+Memory is bounded by bytes: of what a client sends only short texts and the fields that
+the schema declares are remembered.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bandolero.experiment import ContextField
+from bandolero.features import context_encoder
+
+MAX_CONTEXTS = 256
+"""Contexts that are remembered: most experiments see few, over and over."""
+MAX_REMEMBERED_BYTES = 1_024
+"""Of the text of one; longer ones are read every time."""
+read_context = msgspec.json.Decoder(dict[str, Any] | None).decode
+"""A context from its JSON text."""
+
+
+class Context(NamedTuple):
+    """A request's context, read.
+
+    kept: its declared fields as JSON, as the log keeps them; None where none is
+    declared. given: the same, decoded. has_undeclared: whether it said more than these.
+    """
+
+    given: dict[str, Any]
+    kept: str | None
+    has_undeclared: bool
+
+
+class Contexts:
+    """Reads the contexts of one experiment."""
+
+    def __init__(self, schema: Sequence[ContextField]) -> None:
+        self._encode = context_encoder(schema)
+        self._names = frozenset(field.name for field in schema)
+        self._known: dict[bytes, Context] = {}
+        self.none = self._read(b"null")
+        """The context of a request that says nothing."""
+
+    def read(self, text: bytes) -> Context:
+        """A context from its JSON text, an object or null.
+
+        Raises
+        ------
+        msgspec.MsgspecError, UnicodeDecodeError, RecursionError
+            When it is none.
+        """
+        return self._known.get(text) or self._read(text)
+
+    def _read(self, text: bytes) -> Context:
+        said = read_context(text) or {}
+        kept = self._encode(said) if self._names else None
+        given = read_context(kept) or {} if kept is not None else {}
+        context = Context(given, kept, not said.keys() <= self._names)
+        if len(text) <= MAX_REMEMBERED_BYTES:
+            if len(self._known) >= MAX_CONTEXTS:
+                self._known.clear()
+            self._known[text] = context
+        return context
