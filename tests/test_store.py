@@ -424,6 +424,22 @@ def test_a_store_that_hangs_is_given_up_after_the_time_out() -> None:
         store.close()
 
 
+def test_a_store_that_hangs_is_connected_to_once_for_all_blocks() -> None:
+    """However many shards and streams blocks go to, one time-out is spent on them."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        store = Store(f"redis://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.1)
+        streams = [(n, stream) for n in range(4) for stream in ("decisions", "events")]
+        with pytest.raises(StoreDownError):
+            store.append("w", [Block(stream, n, 1, b"x", {}) for n, stream in streams])
+        server.setblocking(False)
+        server.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        store.close()
+
+
 def test_a_store_that_refuses_is_a_store_that_is_down(store: Store) -> None:
     """An error of the server, such as a key of the wrong kind, is a StoreDownError."""
     store._redis.set(keys.decisions(1), "not a stream")

@@ -125,11 +125,15 @@ class Connection:
 
         Whether a call that failed was carried out is not known.
         """
+        try:
+            client = self.client
+        except FAULTS as error:  # once, not for every call
+            return [error] * len(calls)
         failures: list[Exception | None] = [None] * len(calls)
         by_server: dict[_Server, list[int]] = defaultdict(list)
         for i, call in enumerate(calls):
             try:
-                by_server[self._server_of(call.keys[0])].append(i)
+                by_server[_server_of(client, call.keys[0])].append(i)
             except FAULTS as error:
                 failures[i] = error
         for server, indices in by_server.items():
@@ -143,7 +147,7 @@ class Connection:
 
     def server_of(self, key: str) -> str:
         """Name of the server that holds a key; empty where there is one only."""
-        return self._server_of(key).name
+        return _server_of(self.client, key).name
 
     def rates(self) -> Storage:
         """Where `limits` counts: in this store, over these connections."""
@@ -188,13 +192,6 @@ class Connection:
             return [client]
         return [client.get_redis_connection(node) for node in client.get_primaries()]
 
-    def _server_of(self, key: str) -> _Server:
-        client = self.client
-        if not _is_cluster(client):
-            return _Server("", client)
-        node = client.get_node_from_key(key)
-        return _Server(node.name, client.get_redis_connection(node))
-
     def _look_again(self, failed: _Server) -> None:
         """Ask the other nodes of a cluster who serves what now."""
         client = self._client
@@ -207,6 +204,13 @@ class Connection:
 
 def _is_cluster(client: Any) -> bool:
     return isinstance(client, RedisCluster)
+
+
+def _server_of(client: Any, key: str) -> _Server:
+    if not _is_cluster(client):
+        return _Server("", client)
+    node = client.get_node_from_key(key)
+    return _Server(node.name, client.get_redis_connection(node))
 
 
 def _read_script(*names: str) -> _Script:
