@@ -9,7 +9,7 @@ from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey
 from bandolero_service.views import Views
 
-_BEARER = "bearer"
+_SCHEME = "Bearer"
 
 
 class Caller(NamedTuple):
@@ -35,21 +35,20 @@ class Gate:
         Raises
         ------
         ApiError
-            401 without a valid key, 403 where the key lacks the scopes, 429 where the
-            address has sent too many that were refused.
+            401 without a valid key, 403 where the key lacks the scopes, 429 instead of
+            401 where the address has sent too many that were refused.
         """
         checked = self._views.authorised
         for scope in scopes:
             if (known := checked.get((header, scope))) is not None:
                 return known
-        self._refuse_guesses(address)
-        key = self._views.api_key_now(_text(header))
-        if key is None:
-            raise self._refused(header, address)
+        text = _text(header)
+        key = self._views.api_key(text) or self._unseen_key(header, text, address)
         _check_scopes("key", key.scopes, scopes)
-        for scope in scopes:
-            if scope in key.scopes:
-                checked[header, scope] = key
+        if header == f"{_SCHEME} {text}".encode("latin-1"):  # one spelling a key
+            for scope in scopes:
+                if scope in key.scopes:
+                    checked[header, scope] = key
         return key
 
     def caller(self, header: bytes, address: str, *scopes: str) -> Caller:
@@ -64,28 +63,36 @@ class Gate:
         if self._people is None or not self._people.is_token(text):
             key = self.key(header, address, *scopes)
             return Caller(key.tenant, f"key:{key.key_id}")
-        self._refuse_guesses(address)
         try:
             person = self._people.person(text)
         except ApiError as error:
             if error.status == 401:
+                self._refuse_guesses(address)
                 self._count_failure(address)
             raise
         _check_scopes("token", person.scopes, scopes)
         return Caller(person.tenant, f"jwt:{person.subject}")
 
-    def _refused(self, header: bytes, address: str) -> ApiError:
+    def _unseen_key(self, header: bytes, text: str, address: str) -> ApiKey:
+        """A key that this worker did not know, made a moment ago; else a guess."""
+        self._refuse_guesses(address)
+        if (key := self._views.api_key_now(text)) is not None:
+            return key
         if header:  # who sends nothing guesses nothing
             self._count_failure(address)
         message = "Authorization must be 'Bearer KEY' with a valid key."
-        return ApiError(401, "unauthorised", message)
+        raise ApiError(401, "unauthorised", message)
 
     def _count_failure(self, address: str) -> None:
         if self._failed_rate is not None:
             self._limiter.take_here(self._failed_rate, f"failed/{address}")
 
     def _refuse_guesses(self, address: str) -> None:
-        """Look at no key from an address that has sent too many bad ones."""
+        """Ask no store, and say no more, for an address that has sent too many bad ones.
+
+        Only what is known to be bad, or not known, comes here: callers behind a proxy
+        share its address, and must not be kept out by one who guesses.
+        """
         if self._failed_rate is not None:
             quota = self._limiter.left_here(self._failed_rate, f"failed/{address}")
             if not quota.allowed:
@@ -95,7 +102,7 @@ class Gate:
 def _text(header: bytes) -> str:
     """What an Authorization header bears; empty where that is nothing of ours."""
     kind, _, text = header.decode("latin-1").partition(" ")
-    return text.strip() if kind.lower() == _BEARER else ""
+    return text.strip() if kind.lower() == _SCHEME.lower() else ""
 
 
 def _check_scopes(what: str, scopes: list[str], wanted: tuple[str, ...]) -> None:
