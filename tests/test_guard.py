@@ -40,6 +40,7 @@ def port() -> Iterator[int]:
     patch = pytest.MonkeyPatch()
     patch.setattr(guard, "HEAD_S", 0.6)
     patch.setattr(guard, "BODY_S", 0.7)
+    patch.setattr("bandolero_service.roles.KEEP_ALIVE_S", 2)
     patch.setattr(guard, "LOOK_EVERY_TICKS", 1)
     patch.setattr("bandolero_service.drain.LOOK_EVERY_TICKS", 1)
     ready = threading.Event()
@@ -148,6 +149,27 @@ def test_endless_trailers_end(port: int) -> None:
             client.sendall(line * (4 * guard.MAX_MESSAGE_BYTES // len(line)))
 
 
+def test_requests_in_a_pipeline_are_counted_each(port: int) -> None:
+    """Reads that never end with a request: what counts is the head that has begun."""
+    request = START + b"x: " + b"y" * 6000 + b"\r\ncontent-length: 2\r\n\r\nhi"
+    with connected(port) as client:
+        client.sendall(request[:9])
+        for _ in range(2 * guard.MAX_HEAD_BYTES // len(request)):
+            client.sendall(request[9:] + request[:9])
+            assert answered(client) == b"2"
+
+
+def test_a_head_behind_another_request_is_bounded_too(port: int) -> None:
+    """A head that begins in the middle of a read and has no end is refused."""
+    with connected(port) as client:
+        client.sendall(START + b"content-length: 2\r\n\r\nhi" + START)
+        assert answered(client) == b"2"
+        assert error_of(sent(client, b"x: " + b"y" * 80 * KB)) == (
+            431,
+            "head_too_large",
+        )
+
+
 # --- time -----------------------------------------------------------------------------------
 
 
@@ -196,6 +218,14 @@ def test_a_client_may_think_between_requests(port: int) -> None:
             client.sendall(request)
             assert answered(client) == b"2"
             time.sleep(guard.BODY_S + 0.5)
+
+
+def test_an_empty_line_does_not_keep_a_connection_open(port: int) -> None:
+    """After an answer a lone line end stops uvicorn's timer; ours goes on."""
+    with connected(port) as client:
+        client.sendall(START + b"content-length: 2\r\n\r\nhi")
+        assert answered(client) == b"2"
+        assert sent(client, b"\r\n") == b""
 
 
 # --- headers --------------------------------------------------------------------------------

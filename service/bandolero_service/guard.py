@@ -45,11 +45,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._received = 0
-        self._seen: tuple[Any, float | None] = (None, None)
+        self._read = 0
+        self._seen: tuple[Any, float] = (None, 0.0)
         self._seen_at = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes; refuse a request with too many before it is complete."""
+        self._read = 0 if self._received else len(data)
         self._received += len(data)
         if self._received > MAX_HEAD_BYTES and self._refused(data):
             return
@@ -58,20 +60,32 @@ class GuardedProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.more_body and cycle.scope is self.scope:
             self._received = 0
 
+    def on_message_begin(self) -> None:
+        """Count a message from its start.
+
+        The parser does not say where in a read that is: a message that begins behind
+        another is counted from the next read on.
+        """
+        super().on_message_begin()
+        self._received, self._read = self._read, 0
+
     def close_if_overdue(self, now: float) -> None:
         """Close the connection where its client takes too long for what it is at."""
         scope, allowed_s = self._seen
         if self.scope is not scope or self._allowed_s() != allowed_s:
             self._seen, self._seen_at = (self.scope, self._allowed_s()), now
-        elif allowed_s is not None and now - self._seen_at > allowed_s:
+        elif now - self._seen_at > allowed_s:
             if self._received and not self.transport.is_closing():
                 message = f"the request was not complete after {allowed_s:g} s."
                 self._refuse(ApiError(408, "too_slow", message))
             else:
                 self.transport.abort()
 
-    def _allowed_s(self) -> float | None:
-        """How long the connection may stay as it is; None while the client may think."""
+    def _allowed_s(self) -> float:
+        """How long the connection may stay as it is.
+
+        Between requests uvicorn has a timer of its own, which any byte stops.
+        """
         if self.transport.is_closing():
             return CLOSE_S
         cycle: RequestResponseCycle | None = self.cycle
@@ -79,11 +93,19 @@ class GuardedProtocol(HttpToolsProtocol):
             return HEAD_S
         if cycle.more_body:
             return BODY_S
-        return None if cycle.response_complete else ANSWER_S
+        return self.timeout_keep_alive if cycle.response_complete else ANSWER_S
+
+    @property
+    def _is_before_body(self) -> bool:
+        """Whether what comes next is a head, or more of one."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.scope is not self.scope:
+            return True
+        return cycle.response_complete and not cycle.more_body
 
     def _refused(self, data: bytes) -> bool:
         """Refuse what is past its bound; whether it was."""
-        if self._allowed_s() in (HEAD_S, None):
+        if self._is_before_body:
             room = MAX_HEAD_BYTES - self._received + len(data)
             if data.find(_END_OF_HEAD, 0, max(room, 0)) < 0:
                 message = f"the head must have at most {MAX_HEAD_BYTES} bytes."
