@@ -10,7 +10,9 @@ from bandolero.experiment import Experiment, parse_experiment
 from bandolero_service import keys, trail
 from bandolero_service.audit import Act, Author, Line, faults
 from bandolero_service.auth import new_api_key
+from bandolero_service.erasures import Progress, ask
 from bandolero_service.experiments import acted, change, put_spec
+from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from service_helpers import Running, experiment, needs_server
 
@@ -99,6 +101,38 @@ def test_what_is_no_line_is_a_fault_and_no_crash() -> None:
     assert "line 1 was changed" in found_in([Line("[]", "")], "")
 
 
+def test_an_object_that_is_gone_shows(five: list[Line]) -> None:
+    """Nothing is ever removed: what a line led to must still be there."""
+    (said,) = faults(ROOT, CHAIN, "acme", five, five[-1].head, {})
+    assert said == "acme, chain s0: experiment hats is gone"
+
+
+def test_a_mac_may_be_any_text(five: list[Line]) -> None:
+    """Letters beyond ASCII in its place are a fault and no crash."""
+    changed = [*five[:4], Line(five[4].text, "\u00e9" * 48)]
+    assert "line 5 was changed" in found_in(changed, five[-1].head)
+
+
+def test_an_erasure_may_go_on_but_not_be_another() -> None:
+    """How far it has come is no act; whose unit it is, when, and its receipt are."""
+    asked = Progress("pseudonym", 1, 2, 3, "receipt")
+    thing = "erasure er-1"
+    body = json.dumps(asked._asdict())
+    line = AUTHOR.line(
+        CHAIN, "", Act("acme", "erasure", thing, "acme/er-1", body), None
+    )
+
+    def found(**changed: Any) -> list[str]:
+        now = json.dumps(asked._replace(**changed)._asdict()).encode()
+        return faults(ROOT, CHAIN, "acme", [line], line.head, {thing: now})
+
+    assert found(rows=9, files=2, unreadable=1, in_lake=False, in_log=False) == []
+    for changed in ({"unit": "x"}, {"asked_at_ms": 0}, {"receipt_hash": "x"}):
+        assert len(found(**changed)) == 1
+    junk = {thing: b"[[["}
+    assert len(faults(ROOT, CHAIN, "acme", [line], line.head, junk)) == 1
+
+
 # --- in the store ---------------------------------------------------------------------------
 
 
@@ -172,6 +206,34 @@ def test_what_is_done_to_the_store_shows(store: Store) -> None:
     redis.delete(keys.audit(tag, "acme"))
     redis.hdel(keys.audit_heads(tag), "acme")
     assert len(audited(store)) == 1
+
+
+@needs_server
+@pytest.mark.parametrize("kind", ["records", "corrections", "erasures"])
+def test_what_is_written_or_removed_past_the_log_shows(store: Store, kind: str) -> None:
+    """Experiments, corrections and erasures: one that was changed, and one that is gone."""
+    put_spec(store, AUTHOR, "acme", spec("hats"))
+    store.put_correction("acme", "hats", {"watermark_ms": 1}, AUTHOR)
+    ask(store, Settings(), "acme", "pseudonym", AUTHOR)
+    assert audited(store) == []
+    redis: Any = store._redis
+    where = f"{keys.tag(store.shard('acme', 'hats'))}:{kind}"
+    (name,) = redis.hkeys(where)
+    redis.hset(where, name, "{}")
+    assert len(audited(store)) == 1
+    redis.hdel(where, name)
+    (said,) = audited(store)
+    assert said.endswith("is gone")
+
+
+@needs_server
+def test_bytes_that_are_no_text_are_a_fault(store: Store) -> None:
+    """A line in the store whose MAC is not even text is found, and breaks nothing."""
+    put_spec(store, AUTHOR, "acme", spec("hats"))
+    redis: Any = store._redis
+    tag = keys.tag(store.shard("acme", "hats"))
+    redis.xadd(keys.audit(tag, "acme"), {"line": b"\xff", "mac": b"\xff\xc3"})
+    assert any("line 2 was changed" in fault for fault in audited(store))
 
 
 # --- through the running system -------------------------------------------------------------

@@ -17,6 +17,8 @@ from bandolero_service.ids import derive
 MAC_BYTES = 24
 START = ""
 """The head of a chain that has no line yet."""
+ASKED = ("unit", "asked_at_ms", "lake_by_ms", "log_by_ms", "receipt_hash")
+"""What of an erasure stands from when it is asked for."""
 
 
 class Act(NamedTuple):
@@ -59,7 +61,7 @@ class Line(NamedTuple):
         """The line as an object; empty where it is none."""
         try:
             fields = json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return fields if isinstance(fields, dict) else {}
 
@@ -90,17 +92,28 @@ class Author:
             "actor": self.actor,
             "act": act.kind,
             "object": act.object,
-            "before": None if before is None else fingerprint(before),
-            "after": fingerprint(act.body.encode()),
+            "before": None if before is None else fingerprint(act.object, before),
+            "after": fingerprint(act.object, act.body.encode()),
             "previous": previous,
         }
         text = json.dumps(fields, ensure_ascii=False)
         return Line(text, _mac(self._root, act.tenant, text))
 
 
-def fingerprint(body: bytes) -> str:
-    """The hash by which a line names a body."""
+def fingerprint(thing: str, body: bytes) -> str:
+    """The hash by which a line names an object's body; an erasure's without its progress."""
+    if thing.startswith("erasure "):
+        body = _asked(body)
     return blake2b(body, digest_size=16).hexdigest()
+
+
+def _asked(erasure: bytes) -> bytes:
+    """What of an erasure is an act; how far it has come is noted without a line."""
+    try:
+        fields = json.loads(erasure)
+        return json.dumps([fields[name] for name in ASKED]).encode()
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return erasure  # written past the service: like nothing that a line led to
 
 
 def faults(
@@ -118,14 +131,17 @@ def faults(
     head
         As the store keeps it: the last line must be this one.
     bodies
-        What the objects are now: the last line about each must have led there.
+        What the objects are now: the last line about each must have led there. None is
+        ever removed.
     """
     found: list[str] = []
     expected, led_to = START, dict[str, str]()
     for number, line in enumerate(lines, 1):
         n, _, previous = expected.partition(":")
         told = line.fields
-        if not compare_digest(line.mac, _mac(root, tenant, line.text)):
+        mac = _mac(root, tenant, line.text)
+        is_ours = compare_digest(line.mac.encode(), mac.encode())
+        if not is_ours:
             found.append(f"line {number} was changed")
         elif told["chain"] != chain or told["n"] != int(n or 0) + 1:
             found.append(
@@ -134,13 +150,22 @@ def faults(
         elif told["previous"] != previous:
             found.append(f"line {number} does not follow the line before it")
         expected = f"{told.get('n', number)}:{line.mac}"
-        led_to[str(told.get("object"))] = str(told.get("after"))
+        if is_ours:
+            led_to[told["object"]] = told["after"]
     if expected != head:
         found.append("the last lines are missing, or the head was changed")
-    for name, body in bodies.items():
-        if led_to.get(name) != fingerprint(body):
-            found.append(f"{name} is not what the last line about it led to")
+    found += _strayed(led_to, bodies)
     return [f"{tenant}, chain {chain.strip('{}')}: {fault}" for fault in found]
+
+
+def _strayed(led_to: Mapping[str, str], bodies: Mapping[str, bytes]) -> list[str]:
+    """Which objects are not what their last lines led to, or are gone."""
+    gone = [f"{name} is gone" for name in led_to if name not in bodies]
+    return gone + [
+        f"{name} is not what the last line about it led to"
+        for name, body in bodies.items()
+        if led_to.get(name) != fingerprint(name, body)
+    ]
 
 
 def _mac(root: bytes, tenant: str, text: str) -> str:

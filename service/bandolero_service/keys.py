@@ -98,12 +98,22 @@ def folds(shard: int) -> str:
 
 def corrections(shard: int) -> str:
     """Hash of the newest correction by `tenant/experiment`, JSON."""
-    return f"{tag(shard)}:corrections"
+    return corrections_under(tag(shard))
+
+
+def corrections_under(hash_tag: str) -> str:
+    """The same by hash tag."""
+    return f"{hash_tag}:corrections"
 
 
 def erasures(shard: int) -> str:
     """Hash of erasures of units, JSON by `tenant/erasure`; kept, being receipts."""
-    return f"{tag(shard)}:erasures"
+    return erasures_under(tag(shard))
+
+
+def erasures_under(hash_tag: str) -> str:
+    """The same by hash tag."""
+    return f"{hash_tag}:erasures"
 
 
 def rollups(shard: int, name: str) -> str:

@@ -18,7 +18,7 @@ from bandolero.lake.rebuild import Name, Rebuilt, by_experiment, rebuild
 from bandolero.log import DECISIONS, EVENTS, LAST_SEQUENCE, before, blocks_of_rows
 from bandolero.settle import GRACE_MS
 from bandolero_service import keys
-from bandolero_service.audit import Author
+from bandolero_service.audit import Act, Author
 from bandolero_service.folding import epoch_to_bytes, state_to_bytes
 from bandolero_service.learner import HEARTBEAT_S, STEP_S
 from bandolero_service.new_store import NewStore
@@ -102,11 +102,15 @@ def _write(store: NewStore, rebuilt: Rebuilt) -> None:
 
 
 def _act(store: NewStore, rebuilt: Rebuilt, author: Author) -> None:
-    """Put records and corrections there, as acts that the audit log begins with."""
+    """Put what was decided there, as acts that the audit log begins with."""
     for record in rebuilt.records.values():
         store.put_record(record, None, "restored", author)
     for name, body in rebuilt.corrections.items():
         store.put_correction(*name, body, author)
+    for (tenant, erasure_id), body in rebuilt.erasures.items():
+        name, thing = name_of(tenant, erasure_id), f"erasure {erasure_id}"
+        act = Act(tenant, "restored", thing, name, body)
+        store.ask_erasure(rebuilt.shard, "", act, author)
 
 
 def _streams(rebuilt: Rebuilt) -> Iterator[tuple[str, Iterator[Entry]]]:
@@ -133,8 +137,6 @@ def _history(rows: pa.Table) -> Iterator[Entry]:
 def _hashes(rebuilt: Rebuilt) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is looked up by name."""
     shard = rebuilt.shard
-    erasures = rebuilt.erasures.items()
-    yield keys.erasures(shard), {name_of(*name): body for name, body in erasures}
     newest = _newest(rebuilt).items()
     yield keys.snapshots(shard), {name_of(*n): row["snapshot"] for n, row in newest}
     folds = rebuilt.folds.items()

@@ -9,6 +9,13 @@ from bandolero_service import keys
 from bandolero_service.audit import START, Line, faults
 from bandolero_service.store import NO_POSITION, Store
 
+_KINDS = {
+    "experiment": keys.records_under,
+    "correction of": keys.corrections_under,
+    "erasure": keys.erasures_under,
+}
+"""Where objects are kept under a hash tag, by what lines call them."""
+
 
 class Chain(NamedTuple):
     """A chain as found: its length, its head, and where it is broken."""
@@ -59,13 +66,13 @@ def _checked(
 def _heads(store: Store, hash_tag: str) -> dict[str, str]:
     """The head of each tenant's chain under a hash tag."""
     found = store.fields(keys.audit_heads(hash_tag))
-    return {tenant: head.decode() for tenant, head in found.items()}
+    return {tenant: _text(head) for tenant, head in found.items()}
 
 
 def _lines(store: Store, hash_tag: str, tenant: str) -> list[Line]:
     """A tenant's lines under a hash tag, in order; what is none is an empty one."""
     return [
-        Line(*(entry.fields.get(name, b"").decode() for name in (b"line", b"mac")))
+        Line(*(_text(entry.fields.get(name, b"")) for name in (b"line", b"mac")))
         for entry in store.read(keys.audit(hash_tag, tenant), NO_POSITION)
     ]
 
@@ -77,10 +84,16 @@ def _bodies(store: Store, hash_tag: str) -> dict[str, dict[str, bytes]]:
         for key_id, data in store.fields(keys.API_KEYS).items():
             found[json.loads(data)["tenant"]][f"key {key_id}"] = data
     else:
-        for name, data in store.fields(keys.records_under(hash_tag)).items():
-            tenant, _, experiment_id = name.partition("/")
-            found[tenant][f"experiment {experiment_id}"] = data
+        for what, where in _KINDS.items():
+            for name, data in store.fields(where(hash_tag)).items():
+                tenant, _, thing = name.partition("/")
+                found[tenant][f"{what} {thing}"] = data
     return found
+
+
+def _text(data: bytes) -> str:
+    """Text as it is kept; what is none differs from all that was written."""
+    return data.decode(errors="replace")
 
 
 def _hash_tags(store: Store) -> list[str]:
