@@ -107,9 +107,9 @@ def _act(store: NewStore, rebuilt: Rebuilt, author: Author) -> None:
         store.put_record(record, None, "restored", author)
     for name, body in rebuilt.corrections.items():
         store.put_correction(*name, body, author)
-    for (tenant, erasure_id), body in rebuilt.erasures.items():
-        name, thing = name_of(tenant, erasure_id), f"erasure {erasure_id}"
-        act = Act(tenant, "restored", thing, name, body)
+    for (tenant, erasure_id), erasure in rebuilt.erasures.items():
+        where, thing = name_of(tenant, erasure_id), f"erasure {erasure_id}"
+        act = Act(tenant, "restored", thing, where, erasure)
         store.ask_erasure(rebuilt.shard, "", act, author)
 
 
