@@ -228,6 +228,32 @@ def test_an_empty_line_does_not_keep_a_connection_open(port: int) -> None:
         assert sent(client, b"\r\n") == b""
 
 
+# --- proxies --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"), [("", "127.0.0.1"), ("127.0.0.0/8", "203.0.113.9")]
+)
+def test_only_a_proxy_that_was_named_says_who_calls(trusted: str, address: str) -> None:
+    """By default nobody is believed, from this machine neither."""
+    seen: list[Any] = []
+
+    async def look(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+
+    config = server_config(look, trusted)
+    config.load()
+    scope = {
+        "type": "http",
+        "client": ("127.0.0.1", 1),
+        "scheme": "http",
+        "headers": [(b"x-forwarded-for", b"203.0.113.9")],
+    }
+    app: Any = config.loaded_app
+    asyncio.run(app(scope, None, None))
+    assert seen == [address]
+
+
 # --- headers --------------------------------------------------------------------------------
 
 

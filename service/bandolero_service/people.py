@@ -19,7 +19,7 @@ import jwt
 
 from bandolero_service.errors import ApiError
 from bandolero_service.experiments import checked_tenant
-from bandolero_service.settings import Settings
+from bandolero_service.settings import Settings, shown
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _reader(source: str) -> Callable[[], bytes]:
             with opener.open(source, timeout=FETCH_TIMEOUT_S) as answer:
                 return _bounded(answer.read(MAX_KEY_SET_BYTES + 1))
         except URLError as error:
-            raise OSError(f"{source}: {error.reason}") from None
+            raise OSError(f"{shown(source)}: {error.reason}") from None
 
     return fetch
 

@@ -130,7 +130,9 @@ def listen(host: str, port: int) -> socket.socket:
     return server
 
 
-def server_config(app: Callable[..., Any]) -> "uvicorn.Config":
+def server_config(
+    app: Callable[..., Any], trusted_proxies: str = ""
+) -> "uvicorn.Config":
     """How an API worker serves: uvloop, httptools, headers that say nothing of us."""
     import uvicorn
 
@@ -141,6 +143,8 @@ def server_config(app: Callable[..., Any]) -> "uvicorn.Config":
         loop="uvloop",
         http=GuardedProtocol,
         headers=list(ON_EVERY_ANSWER),
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=trusted_proxies,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -189,7 +193,8 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     health = Health(views, writer, watch, settings.spool_dir)
     files = _metric_files(settings, "api", lambda: worker_figures(app, health))
     app = create_app(store, Lake(settings.lake_url), health, files.tell, settings)
-    config, delay_s = server_config(app), settings.drain_delay_s
+    config = server_config(app, settings.trusted_proxies)
+    delay_s = settings.drain_delay_s
     server = Server(config, _tell_ready, health.leave, delay_s, lambda: health.fault)
 
     def leave(*_: object) -> None:

@@ -7,6 +7,7 @@ variables for the processes it starts, so there is one way in.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ class Settings:
         begin with. Without it they are paths only.
     accept_events_days
         Events of older decisions are rejected as expired.
+    trusted_proxies
+        Addresses or networks, with commas, of proxies whose `X-Forwarded-For` is
+        believed; empty: nobody's is.
     jwks, jwt_issuer, jwt_audience
         Where the keys are that sign people's tokens (a file, or an https URL), who must
         have issued the tokens, and for whom. Empty: no tokens are taken.
@@ -72,8 +76,8 @@ class Settings:
         Most requests of a key to decide and events, unless the key has a rate of its
         own; each worker allows its share.
     failed_auth_rate
-        Most refused keys from an address to a worker; past it, keys that the worker
-        does not know yet are not looked at.
+        Most refused keys and tokens from an address to a worker; past it, refusals are
+        429, and keys that the worker does not know yet are not looked up.
     spool_max_bytes
         Blocks kept on local disk while the store is down.
     drain_delay_s
@@ -104,6 +108,7 @@ class Settings:
     archive_bytes: int = 64_000_000
     retain_s: float = 3600.0
     accept_events_days: float = 30.0
+    trusted_proxies: str = ""
     jwks: str = ""
     jwt_issuer: str = ""
     jwt_audience: str = ""
@@ -156,16 +161,19 @@ def read_settings(
     settings = replace(Settings(), **values)
     if settings.store != EMBEDDED and not settings.store.startswith(STORE_URLS):
         rule = f"must be {EMBEDDED} or a URL: {', '.join(STORE_URLS)}."
-        raise SettingsError(f"store == {settings.store!r}, {rule}")
+        raise SettingsError(f"store == {shown(settings.store)!r}, {rule}")
     url = settings.public_url
     if url and (not is_web_url(url) or "?" in url or "#" in url):
         rule = "must be an http or https URL without a query."
-        raise SettingsError(f"public_url == {url!r}, {rule}")
+        raise SettingsError(f"public_url == {shown(url)!r}, {rule}")
     people = (settings.jwks, settings.jwt_issuer, settings.jwt_audience)
     if any(people) and not all(people):
         raise SettingsError("jwks, jwt_issuer and jwt_audience must be given together.")
     if "://" in settings.jwks and not settings.jwks.startswith("https://"):
-        raise SettingsError(f"jwks == {settings.jwks!r}, must be a file or https URL.")
+        rule = "must be a file or https URL."
+        raise SettingsError(f"jwks == {shown(settings.jwks)!r}, {rule}")
+    for proxy in filter(None, settings.trusted_proxies.split(",")):
+        _check_proxy(proxy)
     for name in ("control_rate", "decide_rate", "failed_auth_rate"):
         if rate := getattr(settings, name):
             _check_rate(name, rate)
@@ -177,6 +185,28 @@ def read_settings(
         rule = f"must be one of {', '.join(LOG_FORMATS)}."
         raise SettingsError(f"log_format == {settings.log_format!r}, {rule}")
     return settings
+
+
+def shown(url: str) -> str:
+    """A URL for people to see, without what may be secret: user, password, query.
+
+    >>> shown("valkey://:hunter2@h:6379/0")
+    'valkey://***@h:6379/0'
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    user, at, place = rest.rpartition("@")
+    place, query, _ = place.partition("?")
+    return f"{scheme}{separator}{'***' if user else ''}{at}{place}{query and '?***'}"
+
+
+def _check_proxy(text: str) -> None:
+    try:
+        ip_network(text.strip())
+    except ValueError:
+        rule = "must be addresses or networks, with commas."
+        raise SettingsError(f"trusted_proxies == {text!r}, {rule}") from None
 
 
 def _check_rate(name: str, text: str) -> None:
