@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from bandolero_service.errors import ApiError
+from bandolero_service.decide import DecideRequest
+from bandolero_service.errors import ApiError, not_decoded
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from service_helpers import experiment, needs_server
@@ -35,6 +37,22 @@ def allocation(**fields: Any) -> dict[str, Any]:
     """An experiment of four variants with an allocation."""
     spec: dict[str, Any] = experiment("hats", 4, allocation=fields)
     return spec
+
+
+# --- the request --------------------------------------------------------------------------
+
+
+def test_a_unit_is_never_empty(worker: Worker) -> None:
+    """What has no name could not be erased by it: refused, and the schema says so."""
+    worker.put(experiment("hats"))
+    with pytest.raises(msgspec.ValidationError) as told:
+        worker.decide("hats", unit="")
+    error = not_decoded(told.value)
+    assert (error.status, error.field) == (422, "unit")
+    assert "length >= 1" in error.message
+    assert worker.decide("hats", unit="u")["experiment"] == "hats"
+    schema = json.dumps(msgspec.json.schema(DecideRequest))
+    assert '"minLength": 1' in schema
 
 
 # --- status ------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class DecideRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """
 
     experiment: str
-    unit: str | None = None
+    unit: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     context: Annotated[msgspec.Raw | msgspec.UnsetType, _AN_OBJECT] = msgspec.UNSET
     eligible: list[str] | None = None
     consent: Literal["full", "contextual", "none"] = "full"
