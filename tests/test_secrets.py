@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from bandolero_service import auth
 from bandolero_service.audit import Author
+from bandolero_service.backup import export_keys, import_keys
 from bandolero_service.cli import app
-from bandolero_service.commands import UsageError
+from bandolero_service.commands import CommandError, Place, UsageError
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.ids import DecisionId, ForgedIdError, Signer
 from bandolero_service.secret import Secrets, check_exposure, check_root, read_secrets
@@ -236,3 +237,32 @@ def test_a_rotation_walks_through_the_running_system() -> None:
         assert server.process is not None
         assert server.process.wait(30) == 1
         assert "BANDOLERO_SECRET_ROOT" in server.last_words()
+
+
+@needs_server
+def test_exported_keys_name_their_root(
+    store: Store,
+    embedded: EmbeddedStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Keys go where their root is; under another they are refused before anything is written."""
+    place = Place(Settings(store=embedded.url, data_dir=tmp_path, secret=OLD))
+    _, key = auth.new_api_key(OLD.encode(), "acme", ["decide"])
+    store.put_api_key(key, Author("test", OLD.encode()))
+    export_keys(place)
+    file = tmp_path / "keys.jsonl"
+    file.write_text(capsys.readouterr().out)
+    import_keys(place, file)
+    assert "0 keys imported, 1 were there" in capsys.readouterr().out
+    store._redis.flushall()
+    store.open(4)
+    with pytest.raises(CommandError, match=r"line 1, .* BANDOLERO_SECRET_ROOT"):
+        import_keys(Place(replace(place.settings, secret=NEW)), file)
+    assert store.api_keys() == []
+    rotated = replace(place.settings, secret=NEW, secret_root=OLD)
+    import_keys(Place(rotated), file)
+    assert store.api_keys() == [key]
+    file.write_text("[]")
+    with pytest.raises(CommandError, match="must be a key as"):
+        import_keys(place, file)

@@ -5,9 +5,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from bandolero_service.commands import CommandError, Place, _say, _steps
+from bandolero_service.secret import read_secrets, root_fingerprint
 from bandolero_service.store import ApiKey, name_of
 
 _API_KEY = TypeAdapter(ApiKey)
@@ -45,16 +46,18 @@ def _restored_line(one: Any) -> str:
 
 
 def export_keys(place: Place) -> None:
-    """A line of JSON a key, with the hash of its secret."""
+    """A line of JSON a key: the hash of its secret, and of the root that hash needs."""
     with place.store() as store:
+        root = root_fingerprint(place.root(store))
         for key in store.api_keys():
-            _say(json.dumps(key._asdict()))
+            _say(json.dumps({**key._asdict(), "root": root}))
 
 
 def import_keys(place: Place, file: Path) -> None:
     """Write exported keys; one that is there already stays as it is."""
+    root = root_fingerprint(read_secrets(place.settings).root)
     kept = [
-        _read_key(file, number, line)
+        _read_key(f"{file}, line {number}", line, root)
         for number, line in enumerate(file.read_text().splitlines(), 1)
         if line.strip()
     ]
@@ -67,9 +70,15 @@ def import_keys(place: Place, file: Path) -> None:
     _say(f"{len(fresh)} keys imported, {len(kept) - len(fresh)} were there already")
 
 
-def _read_key(file: Path, number: int, line: str) -> ApiKey:
+def _read_key(where: str, line: str, root: str) -> ApiKey:
     try:
-        return _API_KEY.validate_json(line)
-    except ValidationError:
+        fields = json.loads(line)
+        of_root = fields.pop("root", root)
+        key = _API_KEY.validate_python(fields)
+    except (ValueError, AttributeError, TypeError):
         rule = "must be a key as `bandolero keys export` writes it."
-        raise CommandError(f"{file}, line {number}, {rule}") from None
+        raise CommandError(f"{where}, {rule}") from None
+    if of_root != root:
+        rule = "is good with another root secret only: give that one as"
+        raise CommandError(f"{where}, {rule} BANDOLERO_SECRET_ROOT.")
+    return key
