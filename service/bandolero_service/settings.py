@@ -196,9 +196,9 @@ def shown(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
-    user, at, place = rest.rpartition("@")
+    login, at, place = rest.rpartition("@")
     place, query, _ = place.partition("?")
-    return f"{scheme}{separator}{'***' if user else ''}{at}{place}{query and '?***'}"
+    return f"{scheme}{separator}{'***' if login else ''}{at}{place}{query and '?***'}"
 
 
 def _check_proxy(text: str) -> None:
