@@ -84,9 +84,12 @@ def test_past_the_bound_the_store_is_not_asked(
     """Keys that the worker does not know are looked up until the address is past it."""
     asked: list[int] = []
     known = door.store.api_keys_generation()
-    monkeypatch.setattr(
-        door.store, "api_keys_generation", lambda: asked.append(1) or known
-    )
+
+    def ask() -> int:
+        asked.append(1)
+        return known
+
+    monkeypatch.setattr(door.store, "api_keys_generation", ask)
     for i in range(6):
         door.status(f"bk_{i:012}_x")
     assert len(asked) == 3
