@@ -45,8 +45,11 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.made
 demo: $(VENV)/.demo  ## run the main job end to end on an embedded store
 	$(BIN)/bandolero demo $(ARGS)
 
+# A process a core, a file of tests on one of them: most tests wait for servers, the others compute.
+SPREAD := --numprocesses 2 --dist loadfile
+
 test: $(VENV)/.dev  ## run the tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(SPREAD) $(ARGS)
 
 lint: $(VENV)/.dev  ## check style and format
 	$(BIN)/ruff check .
@@ -65,11 +68,10 @@ imports: $(VENV)/.dev  ## check who may import whom
 audit: $(VENV)/.dev  ## look for known vulnerabilities in what users install
 	$(BIN)/python .ci/audit.py requirements.lock
 
-# Kernels run as plain Python here, so that their lines are seen; hence the longer time limit,
-# and a process a core.
+# Kernels run as plain Python here, so that their lines are seen; hence the longer time limit.
 coverage: $(VENV)/.dev  ## run the tests with kernels as plain Python, and measure
 	$(BIN)/coverage erase
-	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow" --timeout 300 --numprocesses 2 --dist loadfile $(ARGS)
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow" --timeout 300 $(SPREAD) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
