@@ -13,6 +13,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from bandolero_service import keys
 from bandolero_service.cli import app, main
 from service_helpers import Running, cli, experiment, needs_server, short_folder
 
@@ -362,7 +363,7 @@ def test_two_refreshes_do_not_run_at_once(run: Run, running: Running) -> None:
     from bandolero_service.store import Store
 
     store = Store(EmbeddedStore(running.data_dir).url)
-    with store.refresh_lease("somebody") as held:
+    with store.alone(keys.REFRESH_LEASE, "somebody", 60_000) as held:
         assert held
         done = run("refresh", *beside(running))
     store.close()

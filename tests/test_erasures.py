@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,20 @@ from bandolero.lake.refresh import refresh
 from bandolero.replay import fold_lake
 from bandolero_service import keys
 from bandolero_service.archive import archive
-from bandolero_service.erasures import SLACK_MS, ask, erasure_id_of, state_of, work_off
+from bandolero_service.connection import Rewriting
+from bandolero_service.embedded import EmbeddedStore
+from bandolero_service.erasures import (
+    KEPT_BY_STORE,
+    SLACK_MS,
+    ask,
+    erasure_id_of,
+    state_of,
+    work_off,
+)
 from bandolero_service.errors import ApiError
 from bandolero_service.explain import explain
+from bandolero_service.ids import Signer
+from bandolero_service.ingesting import BusyError, ingest
 from bandolero_service.settings import Settings
 from bandolero_service.store import NO_POSITION, Store
 from service_helpers import Running, experiment, needs_server, wait_for
@@ -326,6 +338,94 @@ def test_it_is_done_when_the_log_has_forgotten(
     wait_for(lambda: state() == "done", 10, "the log has forgotten")
     final = state_of(store, "acme", receipt["erasure_id"])
     assert final["state"] == "done"
+
+
+@needs_server
+def test_the_log_is_not_done_before_the_store_has_written_its_file_anew(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, it is told so, once; failed or on its way, it is pending; then done."""
+    monkeypatch.setattr("bandolero_service.erasures.SLACK_MS", 0)
+    lake, store = Lake(tmp_path / "lake"), worker.store
+    receipt = asked_for(worker)
+    told: list[Rewriting] = []
+
+    def state(*, is_done: bool, is_refused: bool) -> Any:
+        time.sleep(0.005)  # log time must have moved on
+        now = Rewriting({"run": 7}, is_done, is_refused)
+        monkeypatch.setattr(store, "rewrite_files", lambda _: told.append(now) or now)
+        for shard in range(store.shards):
+            store.tick(shard)
+            work_off(store, lake, shard)
+            work_off(store, lake, shard)
+        return state_of(store, "acme", receipt["erasure_id"])
+
+    for _ in range(2):
+        kept = state(is_done=False, is_refused=True)
+        assert (kept["state"], kept["log"]["state"]) == ("pending", KEPT_BY_STORE)
+    facts = list(store.read(keys.control(0), NO_POSITION))
+    kept = state(is_done=False, is_refused=True)
+    assert list(store.read(keys.control(0), NO_POSITION)) == facts
+    assert state(is_done=False, is_refused=False)["log"]["state"] == "pending"
+    done = state(is_done=True, is_refused=False)
+    assert (done["state"], done["log"]["state"]) == ("done", "done")
+    assert len(told) > store.shards
+
+
+@needs_server
+def test_a_store_that_forbids_the_rewrite_is_noticed(
+    store: Store, embedded: EmbeddedStore
+) -> None:
+    """A user without the permission is refused, which is no failure of the store."""
+    store._redis.acl_setuser("weak", enabled=True, nopass=True, commands=["+@all", "-bgrewriteaof"], keys=["*"])  # fmt: skip
+    weak = Store(embedded.url.replace("unix://", "unix://weak:x@"))
+    try:
+        now = weak.rewrite_files({})
+        assert (now.is_done, now.is_refused) == (False, True)
+    finally:
+        weak.close()
+        store._redis.acl_deluser("weak")
+
+
+@needs_server
+def test_ingest_does_not_bring_back_who_was_erased(
+    store: Store, tmp_path: Path
+) -> None:
+    """Taken in or refused, rows of before lose the unit; and while a file is being taken
+    in, the erasure waits for it."""
+    lake = Lake(tmp_path / "lake")
+    alice = Signer(b"root", "acme").pseudonym("alice")
+    receipt = ask(store, Settings(), "acme", alice, AUTHOR)
+    lease = keys.INGEST_LEASE, "somebody", 60_000
+    for is_busy in (True, False):
+        with store.alone(*lease) if is_busy else nullcontext():
+            for shard in range(store.shards):
+                work_off(store, lake, shard)
+        state = state_of(store, "acme", receipt["erasure_id"])["lake"]["state"]
+        assert state == ("pending" if is_busy else "done")
+    later_ms = int(time.time() * 1000) + 3 * SLACK_MS
+    rows = [made(1), made(2, propensity=7.0), made(3, decided_at_ms=later_ms)]
+    pq.write_table(decisions_table(rows), tmp_path / "a.parquet")
+    found = ingest(store, b"root", lake, "decisions", [tmp_path / "a.parquet"])
+    assert (found.accepted, found.refused) == (2, 1)
+    units = lake.read("decisions")[0]["unit"].to_pylist()
+    assert units == [None, alice]
+    (refused,) = lake.paths("quarantine", "-rows.parquet")
+    assert pq.read_table(Path(lake.root, refused))["unit"].to_pylist() == [None]
+
+
+@needs_server
+def test_an_ingest_waits_for_its_turn(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another writes ingested files it says so, and leaves the file for later."""
+    monkeypatch.setattr("bandolero_service.ingesting.WAIT_S", 0.2)
+    lake = Lake(tmp_path / "lake")
+    pq.write_table(decisions_table([made(1)]), tmp_path / "a.parquet")
+    with store.alone(keys.INGEST_LEASE, "somebody", 60_000):
+        with pytest.raises(BusyError, match="try again"):
+            ingest(store, b"root", lake, "decisions", [tmp_path / "a.parquet"])
+    assert ingest(store, b"root", lake, "decisions", [tmp_path / "a.parquet"]).accepted
 
 
 @needs_server

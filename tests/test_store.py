@@ -27,7 +27,7 @@ from bandolero_service.store import (
     blocks_of,
     name_of,
 )
-from service_helpers import needs_server, short_folder
+from service_helpers import needs_server, short_folder, wait_for
 
 AUTHOR = Author("test", b"root")
 pytestmark = needs_server
@@ -189,12 +189,20 @@ def test_a_server_that_forgot_the_scripts_is_told_again(store: Store) -> None:
 
 
 def test_every_server_writes_its_file_anew(store: Store) -> None:
-    """After a rewrite was asked for, each server of the store has begun or planned one."""
-    store.rewrite_append_only_file()
-    for server in store._connection.servers():
+    """It is done when each has begun a rewrite after it was asked, and ended it well."""
+    servers = store._connection.servers()
+    before = [server.info("persistence")["aof_rewrites"] for server in servers]
+    asked = store.rewrite_files({})
+    assert not asked.is_done
+    assert not asked.is_refused
+    assert sorted(asked.since.values()) == sorted(before)
+    wait_for(lambda: store.rewrite_files(asked.since).is_done, 20, "all have ended")
+    for server, begun in zip(servers, before, strict=True):
         told = server.info("persistence")
-        begun = told["aof_rewrite_in_progress"] or told["aof_rewrite_scheduled"]
-        assert begun or told["aof_last_rewrite_time_sec"] >= 0
+        assert told["aof_rewrites"] > begun
+        assert told["aof_last_bgrewrite_status"] == "ok"
+    again = {run: n + 1_000 for run, n in asked.since.items()}
+    assert not store.rewrite_files({"another run": 0} | again).is_done
 
 
 # --- leases and the learner's commit --------------------------------------------------------
@@ -367,9 +375,10 @@ def test_changes_of_records_and_corrections_are_told_apart(store: Store) -> None
 
 def test_one_refresh_at_a_time(store: Store) -> None:
     """The refresh lease is refused while it is held, and free afterwards."""
-    with store.refresh_lease("one") as first, store.refresh_lease("two") as second:
+    lease = keys.REFRESH_LEASE
+    with store.alone(lease, "a", 60_000) as first, store.alone(lease, "b", 1) as second:
         assert (first, second) == (True, False)
-    with store.refresh_lease("three") as third:
+    with store.alone(lease, "c", 60_000) as third:
         assert third
 
 

@@ -56,6 +56,8 @@ EVENTS = pa.schema(
 )
 """One row an event; `at_ms` is the event's time as design 1.1 resolves it."""
 
+MAX_UNIT_CHARACTERS = 256
+"""What may stand as a unit has that many, and one at least."""
 LAST_SEQUENCE = 2**64 - 1
 """The greatest that may stand after the time in a log id."""
 LOG_POSITION = [("log_id", pa.string()), ("log_ms", pa.int64())]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from bandolero_service.experiments import (
     checked_tenant,
     put_spec,
 )
-from bandolero_service.ids import Signer
 from bandolero_service.rates import parse_rate
 from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings
@@ -172,7 +170,8 @@ def refresh(
 
     until_ms = None if until is None else _iso_ms(until)
     owner = f"{os.getpid()}-{secrets.token_hex(6)}"
-    with place.store() as store, store.refresh_lease(owner) as held, _steps() as step:
+    lease = keys.REFRESH_LEASE, owner, keys.REFRESH_LEASE_MS
+    with place.store() as store, store.alone(*lease) as held, _steps() as step:
         if not held:
             raise CommandError("another refresh is running; one at a time.")
         began = time.monotonic()
@@ -226,16 +225,15 @@ def replay(place: Place, experiment_id: str, tenant: str | None) -> None:
 def ingest(place: Place, table: str, paths: list[Path]) -> None:
     """Load Parquet files into the lake."""
     from bandolero.lake.catalog import Lake
-    from bandolero.lake.ingest import ingest as run
+    from bandolero_service.ingesting import BusyError
+    from bandolero_service.ingesting import ingest as run
 
-    root = read_secrets(place.settings).root
-    signer = cache(lambda tenant: Signer(root, tenant))
-
-    def pseudonym(tenant: str, unit: str) -> str:
-        return signer(tenant).pseudonym(unit)
-
-    with _steps() as step:
-        found = run(Lake(place.settings.lake_url), table, paths, step, pseudonym)
+    lake = Lake(place.settings.lake_url)
+    with place.store() as store, _steps() as step:
+        try:
+            found = run(store, place.root(store), lake, table, paths, step)
+        except BusyError as error:
+            raise CommandError(str(error)) from None
     for file in found.files:
         state = file.reason or f"{file.accepted:,} rows in, {file.refused:,} refused"
         _say(f"{file.path}: {state}")

@@ -8,7 +8,7 @@ node that is away takes only its own shards with it.
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -50,6 +50,17 @@ class Call(NamedTuple):
 
     keys: Sequence[str]
     args: Sequence[Any]
+
+
+class Rewriting(NamedTuple):
+    """How far all servers are with writing their append-only files anew.
+
+    `since` has, by server's run, how many it had begun when it was first asked for this.
+    """
+
+    since: dict[str, int]
+    is_done: bool
+    is_refused: bool
 
 
 class _Rates(RedisStorage):
@@ -173,6 +184,19 @@ class Connection:
             raise failure
         return promised
 
+    def rewrite_files(self, since: Mapping[str, int]) -> Rewriting:
+        """Ask servers for a rewrite unless one has begun since then, and ended well."""
+        before: dict[str, int] = {}
+        refused = []
+        is_done = True
+        for server in self.servers():
+            run, begun, is_whole = _rewrites(server)
+            before[run] = since.get(run, begun)
+            if begun <= before[run] or not is_whole:
+                is_done = False
+                refused.append(_refuses_rewrite(server))
+        return Rewriting(before, is_done, any(refused))
+
     def _connected(self) -> Any:
         client: Any = redis.Redis.from_url(self._url, **self._options)
         if not client.info("cluster").get("cluster_enabled"):
@@ -200,6 +224,24 @@ class Connection:
                 client.nodes_manager.initialize(last_failed_node_name=failed.name)
             except FAULTS as error:
                 self.failed(error)
+
+
+def _rewrites(server: Any) -> tuple[str, int, bool]:
+    """A server's run, how many rewrites it has begun, whether the last has ended well."""
+    told = server.info("persistence")
+    on_its_way = told["aof_rewrite_in_progress"] or told["aof_rewrite_scheduled"]
+    ended_well = told["aof_last_bgrewrite_status"] == "ok"
+    run = str(server.info("server")["run_id"])
+    begun = int(told.get("aof_rewrites", 0))  # counted from Redis 7 on
+    return run, begun, ended_well and not on_its_way
+
+
+def _refuses_rewrite(server: Any) -> bool:
+    try:
+        server.bgrewriteaof()
+    except REFUSALS as error:
+        return not ("in progress" in str(error) or "scheduled" in str(error))
+    return False
 
 
 def _is_cluster(client: Any) -> bool:

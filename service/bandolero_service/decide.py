@@ -17,6 +17,7 @@ import numpy as np
 from bandolero.draws import NONCE_BYTES
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK
+from bandolero.log import MAX_UNIT_CHARACTERS
 from bandolero.snapshot import Drawn, decide, decide_alike
 from bandolero_service.contexts import Context, read_context
 from bandolero_service.errors import (
@@ -30,7 +31,6 @@ from bandolero_service.trackers import with_trackers
 from bandolero_service.views import View, Views
 from bandolero_service.writer import LogWriter
 
-MAX_UNIT_CHARACTERS = 256
 NONCES_AT_ONCE = 1024
 _AN_OBJECT = msgspec.Meta(extra_json_schema={"type": ["object", "null"]})
 

@@ -7,14 +7,17 @@ the rest when it is trimmed. Decisions made after the request are no part of it.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import blake2b
+from secrets import token_hex
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from bandolero.lake.catalog import Lake
+from bandolero.lake.catalog import INGESTED, Lake
 from bandolero.lake.erase import Erasure, erase, without_units
 from bandolero.log import log_ms
 from bandolero.settle import GRACE_MS
@@ -35,15 +38,23 @@ KEPT = (
     "counts, states and reports, which hold no unit",
     "this erasure, with the pseudonym, so that it can be carried on and shown",
 )
+KEPT_BY_STORE = "kept by the store"
+"""The log is trimmed, but the store may not be told to write its file anew."""
 NOT_REACHED = (
-    "copies that were made of store and lake: backups, replicas elsewhere, exports",
+    "backups, exports, snapshots of disks and other copies of store, lake and spool",
     "blocks on the disk of a worker that is cut off from the store, until it is back",
+    "spools that could not be read and were set aside (*.rest), until they are deleted",
+    "other systems' files, before and after they were ingested",
     "files of the lake that are damaged and cannot be read; their number is told",
 )
 
 
 class Progress(NamedTuple):
-    """How far an erasure has come on a shard; `unit` is the pseudonym."""
+    """How far an erasure has come on a shard.
+
+    `unit` is the pseudonym; `rewrites` are those of its file that each run of a server had
+    begun when the log had been trimmed; `is_refused` where one will not begin another.
+    """
 
     unit: str
     asked_at_ms: int
@@ -55,6 +66,8 @@ class Progress(NamedTuple):
     unreadable: int = 0
     in_lake: bool = True
     in_log: bool = True
+    rewrites: Mapping[str, int] = MappingProxyType({})
+    is_refused: bool = False
 
     @property
     def until_ms(self) -> int:
@@ -123,10 +136,16 @@ def state_of(store: Store, tenant: str, erasure_id: str) -> dict[str, Any]:
             "unreadable_files": sum(one.unreadable for one in shards),
         },
         "log": {
-            "state": "pending" if in_log else "done",
+            "state": _state_of_log(shards),
             "by": _time(newest.log_by_ms),
         },
     }
+
+
+def _state_of_log(shards: list[Progress]) -> str:
+    if any(one.in_log and one.is_refused for one in shards):
+        return KEPT_BY_STORE
+    return "pending" if any(one.in_log for one in shards) else "done"
 
 
 def erasure_id_of(pseudonym: str) -> str:
@@ -142,6 +161,12 @@ def hidden(store: Store, shard: int, decisions: pa.Table) -> pa.Table:
     return without_units(decisions, _erasures(_bodies(store, shard)))[0]
 
 
+def all_erasures(store: Store) -> list[Erasure]:
+    """Whatever units are, or were, to be erased, as asked for last."""
+    found = {e for s in range(store.shards) for e in _erasures(_bodies(store, s))}
+    return sorted(found, key=lambda one: one.until_ms)
+
+
 def work_off(
     store: Store, lake: Lake, shard: int, still: Callable[[], None] = lambda: None
 ) -> None:
@@ -149,7 +174,12 @@ def work_off(
     found = _bodies(store, shard)
     in_lake = {n: body for n, body in found.items() if _read(body).in_lake}
     in_log = {n: b for n, b in found.items() if n not in in_lake and _read(b).in_log}
-    if in_lake:
+    if in_lake and shard == 0:
+        lease = keys.INGEST_LEASE, token_hex(8), keys.INGEST_LEASE_MS
+        with store.alone(*lease) as held:
+            if held:  # else next time: a file is being taken in
+                _clear_lake(store, lake, shard, in_lake, still)
+    elif in_lake:
         _clear_lake(store, lake, shard, in_lake, still)
     if in_log:
         _clear_log(store, shard, in_log)
@@ -163,7 +193,7 @@ def _clear_lake(
     still: Callable[[], None],
 ) -> None:
     def is_mine(name: str) -> bool:
-        return name == f"s{shard}" or (shard == 0 and name.startswith("ingest"))
+        return name == f"s{shard}" or (shard == 0 and name.startswith(INGESTED))
 
     done = erase(lake, is_mine, _erasures(pending), still)
     for name, body in pending.items():
@@ -186,15 +216,21 @@ def _clear_log(store: Store, shard: int, pending: dict[str, str]) -> None:
     gone = {n: b for n, b in pending.items() if _read(b).until_ms < oldest_ms}
     if not gone:
         return
-    try:
-        store.rewrite_append_only_file()
-    except StoreDownError as error:
-        if "in progress" in str(error) or "scheduled" in str(error):
-            return  # it may have begun before the log was trimmed: next time
-        log.warning("the store's append-only file keeps what was trimmed: %s", error)
+    asked = cache(
+        lambda since: store.rewrite_files(dict(since))
+    )  # once for those alike
     for name, body in gone.items():
-        cleared = _read(body)._replace(in_log=False)
-        store.note_erasure(shard, name, body, _written(cleared))
+        was = _read(body)
+        now = asked(tuple(sorted(was.rewrites.items())))
+        if now.is_refused and not was.is_refused:
+            log.warning(
+                "the store refuses to write its append-only file anew: what was trimmed is kept"
+            )
+        cleared = was._replace(
+            in_log=not now.is_done, rewrites=now.since, is_refused=now.is_refused
+        )
+        if cleared != was:
+            store.note_erasure(shard, name, body, _written(cleared))
 
 
 def _ask_shard(
@@ -236,7 +272,7 @@ def _read(body: str) -> Progress:
 
 
 def _written(progress: Progress) -> str:
-    return json.dumps(progress._asdict())
+    return json.dumps(progress._asdict() | {"rewrites": dict(progress.rewrites)})
 
 
 def _lake_ms(settings: Settings) -> int:

@@ -18,12 +18,16 @@ API_KEYS_GENERATION = f"{KEYS_TAG}:generation"
 """Counter, raised at every change of a key."""
 REFRESH_LEASE = "bandolero:refresh"
 """Who runs the refresh; one at a time."""
+INGEST_LEASE = "bandolero:ingest"
+"""Who writes ingested files of the lake: takes one in, or erases from them."""
 
 WRITER_TTL_MS = 7 * 86_400_000
 """How long a writer's last sequence number is remembered after its last block."""
 LEASE_MS = 4_000
 """How long a lease lives unless renewed; safety is the fence's, not the lease's."""
 REFRESH_LEASE_MS = 3_600_000
+INGEST_LEASE_MS = 600_000
+"""One file is taken in far sooner; after a kill, the next waits as long at most."""
 
 
 GENERATIONS = ("generation", "generation:records", "generation:corrections")

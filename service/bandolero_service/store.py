@@ -16,7 +16,14 @@ from bandolero.log import LAST_SEQUENCE
 from bandolero_service import keys
 from bandolero_service.audit import Act, Author
 from bandolero_service.changes import Changes, Parsed
-from bandolero_service.connection import DENIALS, FAULTS, REFUSALS, Call, Connection
+from bandolero_service.connection import (
+    DENIALS,
+    FAULTS,
+    REFUSALS,
+    Call,
+    Connection,
+    Rewriting,
+)
 
 READ_COUNT = 100
 """Entries of a stream in one answer: some 10 MB where workers are busy."""
@@ -371,18 +378,16 @@ class Store:
         return None if data is None else json.loads(data)
 
     @contextmanager
-    def refresh_lease(self, owner: str) -> Iterator[bool]:
-        """Hold the refresh lease; False where another refresh holds it."""
+    def alone(self, where: str, owner: str, ms: int) -> Iterator[bool]:
+        """Hold a lease that is not renewed; False where another holds it."""
         with self._down():
-            held = self._redis.set(
-                keys.REFRESH_LEASE, owner, nx=True, px=keys.REFRESH_LEASE_MS
-            )
+            held = self._redis.set(where, owner, nx=True, px=ms)
         try:
             yield bool(held)
         finally:
             if held:
                 with self._down():
-                    self._run("release", Call([keys.REFRESH_LEASE], [owner]))
+                    self._run("release", Call([where], [owner]))
 
     # Erasures
 
@@ -398,11 +403,10 @@ class Store:
         with self._down():
             return bool(self._run("erased", Call(where, [name, body, expected])))
 
-    def rewrite_append_only_file(self) -> None:
-        """Have the store write its file anew, without what was trimmed from the log."""
+    def rewrite_files(self, since: Mapping[str, int]) -> Rewriting:
+        """Have all servers write their files anew, without what was trimmed."""
         with self._down():
-            for server in self._connection.servers():
-                server.bgrewriteaof()
+            return self._connection.rewrite_files(since)
 
     # API keys
 

@@ -11,7 +11,7 @@ readers, and a damaged page then reads as wrong data.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -62,6 +62,8 @@ TABLES = {
 }
 SCHEMA_VERSION = 1
 LAYOUT = "layout.json"
+INGESTED = "ingest-"
+"""How the name of an ingested file's commit begins, where a shard's would stand."""
 _PLACE = re.compile(
     r"(?P<folder>.+/)\.?(?P<file>(?P<shard>[^/]+?)-(?P<after>\d{13})-\d{13})"
     r"(-[0-9a-f]{8})?\.parquet(\.[0-9a-f]+)?"
@@ -136,7 +138,7 @@ class Lake:
         """The number of shards, as far as the lake knows; 0 for a new one."""
         if self._exists(LAYOUT):
             return int(json.loads(self.read_bytes(LAYOUT))["shards"])
-        live = [c.shard for c in self.commits() if not c.shard.startswith("ingest")]
+        live = [c.shard for c in self.commits() if not c.shard.startswith(INGESTED)]
         return max((int(shard[1:]) + 1 for shard in live), default=0)
 
     def commit(
@@ -190,7 +192,7 @@ class Lake:
         """Log time up to which the lake is complete on every live shard."""
         latest: dict[str, int] = {}
         for commit in self.commits():
-            if not commit.shard.startswith("ingest"):
+            if not commit.shard.startswith(INGESTED):
                 seen = latest.get(commit.shard, 0)
                 latest[commit.shard] = max(seen, commit.until_ms)
         return min(latest.values(), default=0)
@@ -255,16 +257,21 @@ class Lake:
         for old in anew:
             self.delete(old.path)
 
-    def sweep(self, table: str, commits: Iterable[Commit]) -> None:
-        """Delete files that stand beside these commits' and are listed nowhere.
+    def sweep(self, table: str, is_mine: Callable[[str], bool]) -> None:
+        """Delete files of some shards, or ingested ones, that are listed nowhere.
 
-        A writer that was killed leaves such; nobody may be writing these commits.
+        A writer that was killed leaves such. Nobody may be rewriting these shards'
+        commits, or be ingesting; those that stand beside no commit of a shard are left,
+        for they may be of one that is just being made.
         """
-        mine = {(commit.shard, commit.after_ms) for commit in commits}
-        listed = {file.path for commit in self.commits() for file in commit.files}
+        commits = self.commits()
+        begun = {(commit.shard, commit.after_ms) for commit in commits}
+        listed = {file.path for commit in commits for file in commit.files}
         for path in set(self.paths(table, "")) - listed:
             place = _PLACE.fullmatch(path)
-            if place and (place["shard"], int(place["after"])) in mine:
+            if not place or not is_mine(shard := place["shard"]):
+                continue
+            if shard.startswith(INGESTED) or (shard, int(place["after"])) in begun:
                 self.delete(path)
 
     def paths(self, folder: str, ending: str) -> Iterator[str]:

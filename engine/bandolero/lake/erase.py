@@ -105,7 +105,7 @@ def erase(
                 files += Counter(set(lost))
         still()
         lake.rewrite(commit, anew)
-    lake.sweep(TABLE, commits)
+    lake.sweep(TABLE, is_mine)
     unreadable += _erase_quarantine(lake, erasures)
     return Erased(rows, files, tuple(unreadable))
 

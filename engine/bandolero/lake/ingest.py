@@ -3,7 +3,7 @@
 A file is committed once, named by the hash of its bytes: handing it in again, under any
 name, adds nothing. Rows that break a rule go to `quarantine/` with the reason, and so do
 files that cannot be read; the rest goes on. Equal-looking rows are all kept: `settle`
-decides by event id.
+decides by event id. What is written, in quarantine too, has been concealed before.
 """
 
 import json
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bandolero.lake.catalog import TABLES, Lake, OverlapError
+from bandolero.lake.catalog import INGESTED, TABLES, Lake, OverlapError
+from bandolero.log import MAX_UNIT_CHARACTERS
 
 REQUIRED = {
     "decisions": (
@@ -35,8 +36,8 @@ TIME = {"decisions": "decided_at_ms", "events": "received_at_ms"}
 MAX_MS = 4_102_444_800_000  # the year 2100
 
 
-Pseudonym = Callable[[str, str], str]
-"""From a tenant and its unit to what is stored of that."""
+Conceal = Callable[[pa.Table], pa.Table]
+"""From decisions to what may be stored of them: pseudonyms for units, or nothing."""
 
 
 class IngestedFile(NamedTuple):
@@ -74,7 +75,7 @@ def ingest(
     table: str,
     paths: Sequence[Path],
     progress: Callable[[str], None] = lambda _: None,
-    pseudonym: Pseudonym = lambda _, unit: unit,
+    conceal: Conceal = lambda decisions: decisions,
 ) -> Ingested:
     """Load files, or the Parquet files of folders, into a table of the lake.
 
@@ -82,15 +83,15 @@ def ingest(
     ----------
     table
         `decisions` or `events`.
-    pseudonym
-        What is stored of a tenant's unit, also of refused rows; as it is where the files
-        hold pseudonyms already.
+    conceal
+        What is stored of decisions, refused ones too; all, where the files hold
+        pseudonyms already.
     """
     files = []
-    for path in _files(lake, paths):
+    for path in files_of(lake, paths):
         progress(f"ingesting {path.name}")
         try:
-            files.append(_ingest_file(lake, table, path, pseudonym))
+            files.append(_ingest_file(lake, table, path, conceal))
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             _quarantine_file(lake, table, path, reason)
@@ -98,14 +99,16 @@ def ingest(
     return Ingested(files)
 
 
-def _ingest_file(
-    lake: Lake, table: str, path: Path, pseudonym: Pseudonym
-) -> IngestedFile:
+def _ingest_file(lake: Lake, table: str, path: Path, conceal: Conceal) -> IngestedFile:
     data = path.read_bytes()
     name = blake2b(data, digest_size=12).hexdigest()
-    rows = pq.read_table(pa.BufferReader(data), partitioning=None)
-    rows = _concealed(_shaped(table, rows), pseudonym)
+    shard = f"{INGESTED}{table}-{name}"
+    if lake.commits(shard):
+        return IngestedFile(str(path), 0, 0, None)
+    rows = _shaped(table, pq.read_table(pa.BufferReader(data), partitioning=None))
     reasons = _reasons(table, rows)
+    if table == "decisions":
+        rows = conceal(_without_odd_units(rows))
     good = np.array([reason is None for reason in reasons], dtype=np.bool_)
     refused = rows.filter(pa.array(~good))
     if refused.num_rows:
@@ -117,7 +120,7 @@ def _ingest_file(
         _write_quarantine(lake, f"{table}/{name}-rows.parquet", told)
     accepted = _placed(rows.filter(pa.array(good)), table)
     try:
-        lake.commit(f"ingest-{table}-{name}", *_span(accepted), {table: accepted})
+        lake.commit(shard, *_span(accepted), {table: accepted})
     except OverlapError:
         return IngestedFile(str(path), 0, refused.num_rows, None)
     return IngestedFile(str(path), accepted.num_rows, refused.num_rows, None)
@@ -142,15 +145,13 @@ def _shaped(table: str, rows: pa.Table) -> pa.Table:
     return shaped
 
 
-def _concealed(rows: pa.Table, pseudonym: Pseudonym) -> pa.Table:
-    """The rows with what is stored of their units; none where the tenant is not told."""
-    if "unit" not in rows.column_names:
-        return rows
-    pairs = zip(rows["tenant_id"].to_pylist(), rows["unit"].to_pylist(), strict=True)
-    stored = [
-        pseudonym(t, u) if t is not None and u is not None else None for t, u in pairs
-    ]
-    return _set(rows, "unit", pa.array(stored, pa.string()))
+def _without_odd_units(rows: pa.Table) -> pa.Table:
+    """The rows without units that are refused: no erasure could ever name them."""
+    lengths = pc.utf8_length(rows["unit"])
+    fits = pc.and_(
+        pc.greater_equal(lengths, 1), pc.less_equal(lengths, MAX_UNIT_CHARACTERS)
+    )
+    return _set(rows, "unit", pc.if_else(fits, rows["unit"], None))
 
 
 def _may_cast(given: pa.DataType, wanted: pa.DataType) -> bool:
@@ -200,6 +201,11 @@ def _rules(table: str, rows: pa.Table) -> Iterator[tuple[str, Any]]:
         broken = [p is not None and len(p) != len(e or ()) for e, p in pairs]
         rule = "probabilities must be given for eligible, one each."
         yield rule, np.array(broken, np.bool_)
+        lengths = pc.utf8_length(rows["unit"])
+        for n in pc.unique(lengths.drop_null()).to_pylist():
+            if not 1 <= n <= MAX_UNIT_CHARACTERS:
+                rule = f"unit has {n} characters, must have 1 to {MAX_UNIT_CHARACTERS}."
+                yield rule, pc.fill_null(pc.equal(lengths, n), False).to_numpy()
 
 
 def _is_context(text: str | None) -> bool:
@@ -233,7 +239,7 @@ def _set(rows: pa.Table, name: str, column: Any) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, column)
 
 
-def _files(lake: Lake, paths: Sequence[Path]) -> Iterator[Path]:
+def files_of(lake: Lake, paths: Sequence[Path]) -> Iterator[Path]:
     """The files named, and those in the folders named, save for the lake's own."""
     for path in paths:
         if path.is_dir():

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
 
+from bandolero.log import MAX_UNIT_CHARACTERS
 from bandolero_service.api.access import Access, admin
 from bandolero_service.api.answers import ErasureState, Receipt, answers
 from bandolero_service.api.gate import Caller
-from bandolero_service.decide import MAX_UNIT_CHARACTERS
 from bandolero_service.erasures import ask, state_of
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
