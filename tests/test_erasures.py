@@ -4,7 +4,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ from bandolero_service.erasures import (
 )
 from bandolero_service.errors import ApiError
 from bandolero_service.explain import explain
-from bandolero_service.ids import Signer
-from bandolero_service.ingesting import BusyError, ingest
 from bandolero_service.settings import Settings
 from bandolero_service.store import NO_POSITION, Store
 from service_helpers import Running, experiment, needs_server, wait_for
@@ -348,12 +345,11 @@ def test_the_log_is_not_done_before_the_store_has_written_its_file_anew(
     monkeypatch.setattr("bandolero_service.erasures.SLACK_MS", 0)
     lake, store = Lake(tmp_path / "lake"), worker.store
     receipt = asked_for(worker)
-    told: list[Rewriting] = []
 
     def state(*, is_done: bool, is_refused: bool) -> Any:
         time.sleep(0.005)  # log time must have moved on
         now = Rewriting({"run": 7}, is_done, is_refused)
-        monkeypatch.setattr(store, "rewrite_files", lambda _: told.append(now) or now)
+        monkeypatch.setattr(store, "rewrite_files", lambda _: now)
         for shard in range(store.shards):
             store.tick(shard)
             work_off(store, lake, shard)
@@ -369,7 +365,6 @@ def test_the_log_is_not_done_before_the_store_has_written_its_file_anew(
     assert state(is_done=False, is_refused=False)["log"]["state"] == "pending"
     done = state(is_done=True, is_refused=False)
     assert (done["state"], done["log"]["state"]) == ("done", "done")
-    assert len(told) > store.shards
 
 
 @needs_server
@@ -385,47 +380,6 @@ def test_a_store_that_forbids_the_rewrite_is_noticed(
     finally:
         weak.close()
         store._redis.acl_deluser("weak")
-
-
-@needs_server
-def test_ingest_does_not_bring_back_who_was_erased(
-    store: Store, tmp_path: Path
-) -> None:
-    """Taken in or refused, rows of before lose the unit; and while a file is being taken
-    in, the erasure waits for it."""
-    lake = Lake(tmp_path / "lake")
-    alice = Signer(b"root", "acme").pseudonym("alice")
-    receipt = ask(store, Settings(), "acme", alice, AUTHOR)
-    lease = keys.INGEST_LEASE, "somebody", 60_000
-    for is_busy in (True, False):
-        with store.alone(*lease) if is_busy else nullcontext():
-            for shard in range(store.shards):
-                work_off(store, lake, shard)
-        state = state_of(store, "acme", receipt["erasure_id"])["lake"]["state"]
-        assert state == ("pending" if is_busy else "done")
-    later_ms = int(time.time() * 1000) + 3 * SLACK_MS
-    rows = [made(1), made(2, propensity=7.0), made(3, decided_at_ms=later_ms)]
-    pq.write_table(decisions_table(rows), tmp_path / "a.parquet")
-    found = ingest(store, b"root", lake, "decisions", [tmp_path / "a.parquet"])
-    assert (found.accepted, found.refused) == (2, 1)
-    units = lake.read("decisions")[0]["unit"].to_pylist()
-    assert units == [None, alice]
-    (refused,) = lake.paths("quarantine", "-rows.parquet")
-    assert pq.read_table(Path(lake.root, refused))["unit"].to_pylist() == [None]
-
-
-@needs_server
-def test_an_ingest_waits_for_its_turn(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While another writes ingested files it says so, and leaves the file for later."""
-    monkeypatch.setattr("bandolero_service.ingesting.WAIT_S", 0.2)
-    lake = Lake(tmp_path / "lake")
-    pq.write_table(decisions_table([made(1)]), tmp_path / "a.parquet")
-    with store.alone(keys.INGEST_LEASE, "somebody", 60_000):
-        with pytest.raises(BusyError, match="try again"):
-            ingest(store, b"root", lake, "decisions", [tmp_path / "a.parquet"])
-    assert ingest(store, b"root", lake, "decisions", [tmp_path / "a.parquet"]).accepted
 
 
 @needs_server

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from bandolero.lake.catalog import TABLES, Lake, OverlapError, rows_of
-from bandolero.lake.erase import Erasure, erase
 from bandolero.lake.ingest import MAX_MS, REQUIRED, ingest
 from bandolero.log import EVENTS_TABLE
 from strategies import START_MS, Row, decision, decisions_table, event, events_table
@@ -362,59 +361,6 @@ def test_same_file_again_adds_nothing(lake: Lake, tmp_path: Path) -> None:
     assert found.bad_files == 0
     assert lake.read("events")[0].num_rows == 1
     assert len(quarantined(lake, "events", "rows")) == 1
-
-
-def test_same_file_again_leaves_the_quarantine_as_it_is(
-    lake: Lake, tmp_path: Path
-) -> None:
-    """What was erased from refused rows does not come back with their file."""
-    rows = [shown(unit="alice"), shown(unit="alice", propensity=7.0)]
-    path = export(tmp_path / "a.parquet", rows)
-    ingest(lake, "decisions", [path])
-    alice = Erasure("acme", "alice", MAX_MS)
-    assert erase(lake, lambda _: True, [alice]).rows == {("acme", "alice"): 1}
-    (file,) = ingest(lake, "decisions", [path]).files
-    assert (file.accepted, file.refused, file.reason) == (0, 0, None)
-    assert [r["unit"] for r in quarantined(lake, "decisions", "rows")] == [None]
-
-
-def test_a_killed_ingest_leaves_nothing_to_an_erasure(
-    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its files are listed nowhere: the sweep deletes them, and spares a shard's new ones."""
-    path = export(tmp_path / "a.parquet", [shown(unit="alice")])
-    write = lake.write_bytes
-
-    def killed(name: str, data: bytes, *, anew: bool = False) -> None:
-        if name.startswith("manifest"):
-            raise KeyboardInterrupt
-        write(name, data, anew=anew)
-
-    monkeypatch.setattr(lake, "write_bytes", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ingest(lake, "decisions", [path])
-    with pytest.raises(KeyboardInterrupt):
-        lake.commit("s0", 0, 9, {"decisions": decisions_table([decision()])})
-    monkeypatch.undo()
-    assert len(list(lake.paths("decisions", ".parquet"))) == 2
-    erase(lake, lambda shard: shard == "s1", [])
-    assert len(list(lake.paths("decisions", ".parquet"))) == 2
-    erase(lake, lambda _: True, [])
-    (left,) = lake.paths("decisions", ".parquet")
-    assert Path(left).name.startswith("s0-")
-
-
-@pytest.mark.parametrize("length", [0, 257])
-def test_units_that_no_erasure_can_name_are_refused(
-    lake: Lake, tmp_path: Path, length: int
-) -> None:
-    """Too short or too long: in quarantine, without the unit; the longest one is taken."""
-    rows = [shown(unit="ü" * length), shown(unit="ü" * 256), shown(unit=None)]
-    ingest(lake, "decisions", [export(tmp_path / "a.parquet", rows)])
-    (refused,) = quarantined(lake, "decisions", "rows")
-    assert refused["reason"] == f"unit has {length} characters, must have 1 to 256."
-    assert refused["unit"] is None
-    assert lake.read("decisions")[0]["unit"].to_pylist() == ["ü" * 256, None]
 
 
 def test_equal_rows_of_a_file_are_kept(lake: Lake, tmp_path: Path) -> None:
