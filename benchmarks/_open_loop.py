@@ -37,6 +37,7 @@ class OpenLoad(NamedTuple):
     per_s: float
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     max_ms: float
 
 
@@ -93,9 +94,10 @@ class _Field:
         self._end()
         await asyncio.sleep(TICK_S)  # so that connections are closed
         took_ms = np.array(self.took_s) * 1e3
-        p50, p99 = np.percentile(took_ms, [50, 99])
-        n_bad = n - len(self.took_s)
-        return OpenLoad(n, n_bad, len(self.took_s) / seconds, p50, p99, took_ms.max())
+        told = np.percentile(took_ms, [50, 99, 99.9, 100])
+        return OpenLoad(
+            n, n - len(self.took_s), len(self.took_s) / seconds, *told.tolist()
+        )
 
     def serve(self) -> None:
         """Send what waits, as far as connections are free."""

@@ -98,11 +98,13 @@ def decide_body(i: int) -> bytes:
 
 def prepare(data_dir: Path, *specs: dict[str, Any]) -> str:
     """Make a key and running experiments in a data directory; the key."""
-    file = data_dir / "experiment.json"
-    data_dir.mkdir(parents=True, exist_ok=True)
+    folder = data_dir / "experiments"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
     for spec in specs or (experiment_spec(),):
-        file.write_text(json.dumps(spec))
-        _command(data_dir, "experiment", "apply", str(file), "--start")
+        files.append(folder / f"{spec['experiment']}.json")
+        files[-1].write_text(json.dumps(spec))
+    _command(data_dir, "experiment", "apply", *map(str, files), "--start")
     scopes = ("--scopes", "decide,events,report,admin")
     return _command(data_dir, "keys", "create", "--tenant", TENANT, *scopes).split()[-1]
 
@@ -164,7 +166,11 @@ class Server:
 
     def worker_pids(self) -> list[int]:
         """The API workers."""
-        return sorted(p for p, line in self.pids().items() if "--role api" in line)
+        return self.role_pids("api")
+
+    def role_pids(self, role: str) -> list[int]:
+        """The processes of a role: `api`, `learner` or `archiver`."""
+        return sorted(p for p, line in self.pids().items() if f"--role {role}" in line)
 
     def stop(self) -> int:
         """End by SIGTERM; by force where that does not help. The exit code."""
@@ -197,11 +203,23 @@ def post(
     connection: http.client.HTTPConnection, path: str, key: str, body: bytes
 ) -> bytes:
     """POST a body over a connection that is kept; the answer, which must be a 200."""
+    return ask(connection, "POST", path, key, body, 200)
+
+
+def ask(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    key: str,
+    body: bytes,
+    *expected: int,
+) -> bytes:
+    """Send a request over a connection that is kept; the answer, of a status expected."""
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    connection.request("POST", path, body, headers)
+    connection.request(method, path, body, headers)
     response = connection.getresponse()
     answer = response.read()
-    if response.status != 200:
+    if response.status not in expected:
         raise RuntimeError(f"{path} answered {response.status}: {answer[:300]!r}")
     return answer
 
@@ -209,7 +227,7 @@ def post(
 def _command(data_dir: Path, *arguments: str) -> str:
     done = subprocess.run(
         [*COMMAND, *arguments, "--data-dir", str(data_dir)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ,
     )  # fmt: skip
     if done.returncode != 0:
