@@ -1,6 +1,7 @@
 """Snapshots: frozen, the same from bytes, and decisions that can be drawn again."""
 
 import ast
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,20 @@ def test_bytes_give_the_snapshot_back(policy: dict[str, Any]) -> None:
     names = ("experiment", "tenant", "version", "spec_version", "folded_to", "key")
     for name in names:
         assert getattr(again, name) == getattr(snapshot, name)
+
+
+@pytest.mark.parametrize(("version", "is_shared"), [(3, True), (4, False)])
+def test_a_specification_of_the_same_version_is_shared(
+    version: int, is_shared: bool
+) -> None:
+    """Read after another of its version, a snapshot is the one that the bytes say."""
+    last = replace(snapshot_of(), spec_version=3)
+    snapshot = replace(snapshot_of(), spec_version=version, version=9)
+    data = snapshot_to_bytes(snapshot)
+    again = snapshot_from_bytes(data, last)
+    assert (again.experiment is last.experiment) == is_shared
+    assert (again.version, again.spec_version) == (9, version)
+    assert snapshot_to_bytes(again) == data
 
 
 def test_no_correction_stays_none() -> None:

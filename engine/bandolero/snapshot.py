@@ -337,8 +337,14 @@ def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
     return pack(header, arrays)
 
 
-def snapshot_from_bytes(data: bytes) -> Snapshot:
+def snapshot_from_bytes(data: bytes, last: Snapshot | None = None) -> Snapshot:
     """Read what `snapshot_to_bytes` wrote.
+
+    Parameters
+    ----------
+    last
+        An earlier snapshot of the same experiment, if there is one at hand. Where the
+        specification is still of that version, both share it.
 
     Raises
     ------
@@ -346,7 +352,11 @@ def snapshot_from_bytes(data: bytes) -> Snapshot:
         When the bytes were cut or altered.
     """
     header, arrays = unpack(data)
-    experiment = Experiment.model_validate(header.pop("experiment"))
+    told = header.pop("experiment")
+    if last is not None and last.spec_version == header["spec_version"]:
+        experiment = last.experiment
+    else:
+        experiment = Experiment.model_validate(told)
     kind = experiment.policy.kind
     return Snapshot(
         experiment=experiment,

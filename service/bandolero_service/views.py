@@ -38,12 +38,7 @@ from bandolero_service.ids import Signer
 from bandolero_service.metrics import SNAPSHOTS_REFUSED, count
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
-from bandolero_service.store import (
-    ApiKey,
-    Store,
-    StoreDownError,
-    name_of,
-)
+from bandolero_service.store import ApiKey, Store, StoreDownError, name_of
 
 log = logging.getLogger(__name__)
 
@@ -399,7 +394,8 @@ class Views:
         """The view after a change; the old one where nothing moved or bytes are bad."""
         if data is None and old is not None and old.record == record:
             return old
-        snapshot = self._snapshot(record, data) or (old.snapshot if old else None)
+        last = old.snapshot if old else None
+        snapshot = self._snapshot(record, data, last) or last
         if snapshot is None or (snapshot.version == 0 and data is None):
             snapshot = cold_snapshot(record)
         if old is not None and snapshot is not old.snapshot:
@@ -407,12 +403,12 @@ class Views:
         return View(record, snapshot, shard, self.signer(record.tenant))
 
     def _snapshot(
-        self, record: ExperimentRecord, data: bytes | None
+        self, record: ExperimentRecord, data: bytes | None, last: Snapshot | None
     ) -> Snapshot | None:
         if data is None:
             return None
         try:
-            return snapshot_from_bytes(data)
+            return snapshot_from_bytes(data, last)
         except DamagedBytesError as error:
             name = name_of(record.tenant, record.experiment_id)
             count(SNAPSHOTS_REFUSED)
