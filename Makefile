@@ -15,7 +15,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-header --no
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types imports audit coverage wheel-test bench bench-peers lock clean
+.PHONY: help demo test lint format types imports audit coverage wheel-test bench bench-service bench-peers lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -91,9 +91,17 @@ wheel-test: $(VENV)/.dev  ## run the walks against the built wheel, with no sour
 	cd "$$home/run"; \
 	env -u PYTHONPATH "$$home/venv/bin/python" -P -m pytest -p no:cacheprovider -m "not slow" $(WHEEL_TESTS:%=tests/test_%.py) $(ARGS)
 
-bench: $(VENV)/.dev  ## run the benchmarks: each prints machine, versions and medians
-	@set -eu; for script in benchmarks/[!_]*.py; do \
+# These start the whole system, and want the machine for themselves for some minutes each.
+SERVICE_BENCHES := $(patsubst %,benchmarks/%.py,load memory pauses faults)
+
+bench: SCRIPTS = $(filter-out $(SERVICE_BENCHES),$(sort $(wildcard benchmarks/[!_]*.py)))
+bench-service: SCRIPTS = $(SERVICE_BENCHES)
+bench bench-service: $(VENV)/.dev
+	@set -eu; for script in $(SCRIPTS); do \
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+bench:  ## run the benchmarks: each prints machine, versions and medians
+bench-service:  ## the same for the whole system: load, memory, pauses, kills
 
 bench-peers: $(VENV)/.dev  ## time ours against nine other packages (installs them, gigabytes, into benchmarks/.peers)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
