@@ -82,6 +82,7 @@ class Killer:
                 victim = self._kill_store()
         else:
             victim = self._server.kill(role)
+            at_s = time.time()  # after: whatever it answered was asked before this
         self._missing[role] = (victim, at_s)
 
     def _note_who_is_back(self) -> None:

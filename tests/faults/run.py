@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
     @property
     def oldest_lost_s(self) -> float:
-        """Of the decisions lost, the longest from answer to the next kill of a worker."""
+        """Of the decisions lost, the longest from request to the next kill of a worker."""
         return max(self._waited_s(), default=0.0)
 
     @property
@@ -35,11 +35,10 @@ class Run(NamedTuple):
         return sum(waited_s > FLUSHED_WITHIN_S for waited_s in self._waited_s())
 
     def _waited_s(self) -> list[float]:
-        """From the answer of each lost decision to the next kill of a worker."""
+        """From the request of each lost decision to the next kill of a worker."""
         killed_s = [kill.at_s for kill in self.kills if kill.role == "api"]
-        slack_s = 0.1  # an answer may be read just after its worker was killed
         return [
-            min((k - one.at_s for k in killed_s if k > one.at_s - slack_s), default=inf)
+            min((k - one.at_s for k in killed_s if k > one.at_s), default=inf)
             for one in self.audit.decisions_lost
         ]
 

@@ -26,7 +26,7 @@ RETOLD = 0.1
 
 
 class Decided(NamedTuple):
-    """A decision as the client knows it, and when it was answered (seconds, wall)."""
+    """A decision as the client knows it, and when it was asked for (seconds, wall)."""
 
     decision_id: str
     variant: str
@@ -38,6 +38,8 @@ class Client:
 
     def __init__(self, server: Running, key: str) -> None:
         self.n_cut = 0
+        self.asked_s = 0.0
+        """When the last request was sent, for the last time (seconds, wall)."""
         self._server = server
         self._headers = {
             "content-type": "application/json",
@@ -68,6 +70,7 @@ class Client:
         return http.client.HTTPConnection(*where, timeout=PATIENCE_S)
 
     def _once(self, path: str, data: bytes) -> Answer:
+        self.asked_s = time.time()
         self._connection.request("POST", path, data, self._headers)
         answer = self._connection.getresponse()
         headers = {name.lower(): value for name, value in answer.getheaders()}
@@ -133,7 +136,7 @@ class Stream:
         good = [d for d in made if "decision_id" in d]
         if len(good) < BATCH:
             self.refused.append(repr(answer)[:300])
-        at_s = time.time()
+        at_s = client.asked_s
         told = [Decided(d["decision_id"], d["variant"]["id"], at_s) for d in good]
         self.decisions += told
         in_time = took_s < CLICKS_WITHIN_S
