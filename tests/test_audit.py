@@ -10,7 +10,7 @@ from bandolero.experiment import Experiment, parse_experiment
 from bandolero_service import keys, trail
 from bandolero_service.audit import Act, Author, Line, faults
 from bandolero_service.auth import new_api_key
-from bandolero_service.erasures import Progress, ask
+from bandolero_service.erasures import Progress, _written, ask
 from bandolero_service.experiments import acted, change, put_spec
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
@@ -117,13 +117,13 @@ def test_an_erasure_may_go_on_but_not_be_another() -> None:
     """How far it has come is no act; whose unit it is, when, and its receipt are."""
     asked = Progress("pseudonym", 1, 2, 3, "receipt")
     thing = "erasure er-1"
-    body = json.dumps(asked._asdict())
+    body = _written(asked)
     line = AUTHOR.line(
         CHAIN, "", Act("acme", "erasure", thing, "acme/er-1", body), None
     )
 
     def found(**changed: Any) -> list[str]:
-        now = json.dumps(asked._replace(**changed)._asdict()).encode()
+        now = _written(asked._replace(**changed)).encode()
         return faults(ROOT, CHAIN, "acme", [line], line.head, {thing: now})
 
     assert found(rows=9, files=2, unreadable=1, in_lake=False, in_log=False) == []

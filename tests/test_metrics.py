@@ -211,7 +211,7 @@ def test_a_store_that_is_gone_is_not_seen() -> None:
 @needs_server
 def test_every_metric_is_there(running: Running) -> None:
     """A server that has an experiment shows all metrics but those of rare labels."""
-    running.begin({"experiment": "shown", "variants": [{"id": "a"}, {"id": "b"}]})
+    running.begin({"experiment": "metered", "variants": [{"id": "a"}, {"id": "b"}]})
 
     def names() -> set[str]:
         text = running.call("GET", "/metrics").body.decode()
