@@ -76,7 +76,7 @@ coverage: $(VENV)/.dev  ## run the tests with kernels as plain Python, and measu
 	$(BIN)/coverage report
 
 # What a wheel can lack: a module, a script, a template, an entry point. These tests would miss any of them.
-WHEEL_TESTS := cli demo experiment explain http imports lake learner public_names report_formats snapshot tutorial
+WHEEL_TESTS := cli demo explain http imports lake public_names report_formats tutorial
 
 wheel-test: $(VENV)/.dev  ## run the walks against the built wheel, with no source beside them
 	@set -eu; \

@@ -58,7 +58,7 @@ settings.register_profile(
     "house",
     derandomize=True,
     deadline=None,
-    max_examples=20 if KERNELS_AS_PYTHON else 100,
+    max_examples=10 if KERNELS_AS_PYTHON else 100,
     suppress_health_check=[HealthCheck.too_slow] if KERNELS_AS_PYTHON else [],
 )
 settings.load_profile("house")
