@@ -135,7 +135,7 @@ def test_foreign_names_are_as_good_as_unknown(both: Running) -> None:
     """Every route with another tenant's name answers as for one that nobody has, byte for
     byte save for the name; so does an event, an explanation, a batch."""
     north, south = (Neighbour(both, tenant) for tenant in TENANTS)
-    theirs, nobody = private("south"), "only-NOBODYXXX"
+    theirs, nobody = private("south"), "only-NOBODYELSE"
     routes: list[tuple[Any, ...]] = [
         ("GET", "/v1/experiments/{}"),
         ("GET", "/v1/experiments/{}/report"),
