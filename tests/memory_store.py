@@ -119,6 +119,13 @@ def learner_of(store: MemoryStore, settings: Settings) -> ShardLearner:
     return ShardLearner(store, 0, 1, settings)
 
 
+def step_through(store: MemoryStore, shard: ShardLearner, made: list[Row]) -> None:
+    """A step of the learner at the moment each decision closes."""
+    for row in made:
+        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
+        shard.step()
+
+
 def clicked(n: int, gap_ms: int) -> tuple[list[Row], list[Row]]:
     """Decisions of v1, so far apart; every second was clicked."""
     made = [

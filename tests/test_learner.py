@@ -35,6 +35,7 @@ from memory_store import (
     MemoryStore,
     clicked,
     learner_of,
+    step_through,
 )
 from strategies import (
     START_MS,
@@ -198,9 +199,7 @@ def test_replay_agrees_with_a_faded_snapshot(tmp_path: Path, at_once: Settings) 
     watermark_ms = made[3]["log_ms"] + CLOSE_AFTER_MS
     store.correct({"watermark_ms": watermark_ms, "changes": {}, "faded": {"v1": faded}})
     shard = learner_of(store, at_once)
-    for row in made:
-        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
-        shard.step()
+    step_through(store, shard, made)
     store.pass_to(made[-1]["log_ms"] + MINUTE_MS)
     shard.step()
     lake = lake_of(tmp_path / "lake", made, told, store.snapshot)
@@ -253,9 +252,7 @@ def test_one_experiments_fault_does_not_stop_the_others(
     store.decide(*made)
     store.tell(*told)
     shard = learner_of(store, at_once)
-    for row in made:
-        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
-        shard.step()
+    step_through(store, shard, made)
     state: Any = store.snapshot.state
     assert state.trials[0] >= 5
     assert {s.experiment.experiment for s in store.published} == {"hats"}
@@ -281,9 +278,7 @@ def test_a_block_that_cannot_be_folded_is_told_and_the_rest_goes_on(
     store.decide(*made)
     store.tell(*told)
     shard = learner_of(store, at_once)
-    for row in made:
-        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
-        shard.step()
+    step_through(store, shard, made)
     state: Any = store.snapshot.state
     assert state.trials[0] == 1
     assert any("1 decisions are not learned" in r.getMessage() for r in caplog.records)

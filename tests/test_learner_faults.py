@@ -19,6 +19,7 @@ from memory_store import (
     MemoryStore,
     clicked,
     learner_of,
+    step_through,
 )
 from strategies import START_MS, event, experiment
 
@@ -41,9 +42,7 @@ def test_a_fold_that_cannot_be_read_is_never_written_over(
     store.decide(*made)
     store.tell(*told)
     shard = learner_of(store, at_once)
-    for row in made:
-        store.pass_to(row["log_ms"] + CLOSE_AFTER_MS)
-        shard.step()
+    step_through(store, shard, made)
     assert store.kept == {NAME: b"damaged"}
     assert store.published == []
     assert shard.not_learned == {NAME: 4}
