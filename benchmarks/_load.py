@@ -173,16 +173,21 @@ async def _call(seconds: float, job: Job) -> Load:
     return Load(len(took), time.perf_counter() - began, n_bad, p50, p99)
 
 
-def main() -> None:
-    """Load as the command line says, and print the result for `run_load`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("seconds", type=float)
+def job_of(parser: argparse.ArgumentParser) -> tuple[Job, argparse.Namespace]:
+    """The job that a generator's command line ends with, and what stands before it."""
     parser.add_argument("port", type=int)
     parser.add_argument("path")
     parser.add_argument("key")
     parser.add_argument("bodies", type=Path)
     given = parser.parse_args()
-    job = Job(given.port, given.path, given.key, given.bodies)
+    return Job(given.port, given.path, given.key, given.bodies), given
+
+
+def main() -> None:
+    """Load as the command line says, and print the result for `run_load`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seconds", type=float)
+    job, given = job_of(parser)
     got = uvloop.run(_call(min(given.seconds, MAX_SECONDS), job))
     print(f"RESULT {json.dumps(got._asdict())}")
 

@@ -12,12 +12,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 import uvloop
-from benchmarks._load import MAX_SECONDS, ROOT, Job, requests_of
+from benchmarks._load import MAX_SECONDS, ROOT, Job, job_of, requests_of
 from benchmarks._machine import pin
 
 N_CONNECTIONS = 64
@@ -188,12 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("seconds", type=float)
     parser.add_argument("per_s", type=float)
-    parser.add_argument("port", type=int)
-    parser.add_argument("path")
-    parser.add_argument("key")
-    parser.add_argument("bodies", type=Path)
-    given = parser.parse_args()
-    job = Job(given.port, given.path, given.key, given.bodies)
+    job, given = job_of(parser)
     seconds = min(given.seconds, MAX_SECONDS)
     print(json.dumps(uvloop.run(open_load(job, given.per_s, seconds))._asdict()))
 
