@@ -112,7 +112,7 @@ lock:  ## pin the newest packages that pyproject.toml allows (ARGS=--upgrade), e
 	$(PYTHON) -m venv "$$home"; \
 	"$$home/bin/python" $(PIP) install uv==$(UV_VERSION); \
 	"$$home/bin"/$(COMPILE) $(ARGS) pyproject.toml --extra service --group build --output-file requirements.lock; \
-	"$$home/bin"/$(COMPILE) $(ARGS) --constraint requirements.lock pyproject.toml --extra service --group dev --output-file requirements-dev.lock; \
+	"$$home/bin"/$(COMPILE) $(ARGS) --constraint requirements.lock pyproject.toml --extra service --extra spark --group dev --output-file requirements-dev.lock; \
 	! grep -n '://' requirements.lock requirements-dev.lock
 
 clean:  ## remove what make and the tools made (not .bandolero, which holds data)
