@@ -10,7 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bandolero.lake.catalog import TABLES, Lake, OverlapError, rows_of
+from bandolero.lake.catalog import (
+    INGESTED,
+    TABLES,
+    Commit,
+    Lake,
+    OverlapError,
+    rows_of,
+)
 from bandolero.lake.ingest import MAX_MS, REQUIRED, ingest
 from bandolero.log import EVENTS_TABLE
 from strategies import START_MS, Row, decision, decisions_table, event, events_table
@@ -129,6 +136,24 @@ def test_racing_commits_are_one(lake: Lake) -> None:
     assert sum(done) == 1
     rows, bad = lake.read("events")
     assert (names(rows), bad) == ([f"at {done.index(True)}-0"], [])
+
+
+def test_parts_of_a_file_are_listed_at_once(lake: Lake) -> None:
+    """What an ingested file became is nowhere until it is listed, and then all of it; a
+    part that is written anew is found in its own place."""
+    shard = f"{INGESTED}events-ab"
+    files = [
+        file
+        for part, log_id in enumerate(("6-0", "7-0"))
+        for file in lake.write_part(shard, part, "events", told(log_id))
+    ]
+    assert lake.read("events")[0].num_rows == 0
+    commit = lake.enlist(Commit(shard, 5, 9, tuple(files), {}))
+    assert names(lake.read("events")[0]) == ["at 6-0", "at 7-0"]
+    with pytest.raises(OverlapError, match="by another"):
+        lake.enlist(commit)
+    lake.rewrite(commit, {files[1]: told("8-0")})
+    assert names(lake.read_commit(commit, "events")[0]) == ["at 6-0", "at 8-0"]
 
 
 def test_watermark_is_the_least_of_the_shards(lake: Lake) -> None:

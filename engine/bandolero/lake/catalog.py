@@ -9,23 +9,20 @@ readers, and a damaged page then reads as wrong data.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
-from pathlib import Path
-from secrets import token_hex
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from bandolero.epochs import DAY_MS
+from bandolero.lake.storage import Storage
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
 
 SNAPSHOTS_TABLE = pa.schema(
@@ -65,10 +62,11 @@ LAYOUT = "layout.json"
 INGESTED = "ingest-"
 """How the name of an ingested file's commit begins, where a shard's would stand."""
 _PLACE = re.compile(
-    r"(?P<folder>.+/)\.?(?P<file>(?P<shard>[^/]+?)-(?P<after>\d{13})-\d{13})"
+    r"(?P<folder>.+/)\.?(?P<file>(?P<shard>[^/]+?)-((?P<after>\d{13})-\d{13}|p\d{6}))"
     r"(-[0-9a-f]{8})?\.parquet(\.[0-9a-f]+)?"
 )
-"""The path of a file or its draft: by its commit, and by the file it was made from."""
+"""The path of a file or its draft: by its commit or, of an ingested file, its part; and
+by the file it was made from."""
 _NO_WRITERS: Mapping[str, Mapping[str, int]] = {}
 
 
@@ -107,16 +105,8 @@ class OverlapError(RuntimeError):
     """Another writer has already committed from the same position."""
 
 
-class Lake:
-    """A directory, or a prefix of any Arrow filesystem, that holds a lake."""
-
-    def __init__(self, where: str | Path) -> None:
-        if "://" in str(where):
-            self.filesystem, self.root = fs.FileSystem.from_uri(str(where))
-        else:
-            root = Path(where).absolute()
-            root.mkdir(parents=True, exist_ok=True)
-            self.filesystem, self.root = fs.LocalFileSystem(), str(root)
+class Lake(Storage):
+    """A storage that holds a lake."""
 
     def fix_shards(self, shards: int) -> None:
         """Note the number of shards at first use.
@@ -126,7 +116,7 @@ class Lake:
         OverlapError
             When the lake was begun with another number: by another store.
         """
-        if not self._exists(LAYOUT):
+        if not self.exists(LAYOUT):
             body = json.dumps({"shards": shards}).encode()
             with suppress(FileExistsError):
                 self.write_bytes(LAYOUT, body, anew=True)
@@ -136,7 +126,7 @@ class Lake:
 
     def shards(self) -> int:
         """The number of shards, as far as the lake knows; 0 for a new one."""
-        if self._exists(LAYOUT):
+        if self.exists(LAYOUT):
             return int(json.loads(self.read_bytes(LAYOUT))["shards"])
         live = [c.shard for c in self.commits() if not c.shard.startswith(INGESTED)]
         return max((int(shard[1:]) + 1 for shard in live), default=0)
@@ -157,19 +147,34 @@ class Lake:
             When a commit of this shard from `after_ms` exists.
         """
         entry = _entry(shard, after_ms)
-        if self._exists(entry):
+        if self.exists(entry):
             raise OverlapError(f"{entry} exists: another archiver writes this shard.")
+        name = f"{shard}-{after_ms:013d}-{until_ms:013d}"
         files = [
-            self._write_file(
-                name, f"{shard}-{after_ms:013d}-{until_ms:013d}", day, part
-            )
-            for name, table in tables.items()
-            for day, part in _by_day(table)
+            file
+            for table, rows in tables.items()
+            for file in self._write_by_day(table, name, rows)
         ]
-        commit = Commit(shard, after_ms, until_ms, tuple(files), writers)
+        return self.enlist(Commit(shard, after_ms, until_ms, tuple(files), writers))
+
+    def write_part(
+        self, shard: str, part: int, table: str, rows: pa.Table
+    ) -> list[LakeFile]:
+        """Write some rows of an ingested file, a file a day; listed nowhere yet."""
+        return list(self._write_by_day(table, f"{shard}-p{part:06d}", rows))
+
+    def enlist(self, commit: Commit) -> Commit:
+        """List the files of a commit, which have been written, all at once.
+
+        Raises
+        ------
+        OverlapError
+            When a commit of this shard from there exists.
+        """
+        entry = _entry(commit.shard, commit.after_ms)
         body = {
             **commit._asdict(),
-            "files": [file._asdict() for file in files],
+            "files": [file._asdict() for file in commit.files],
             "schema_version": SCHEMA_VERSION,
         }
         try:
@@ -224,22 +229,6 @@ class Lake:
         """Rows of a table that one commit brought, as `read` gives them."""
         return self._read_files(table, [f for f in commit.files if f.table == table])
 
-    def write_bytes(self, path: str, data: bytes, *, anew: bool = False) -> None:
-        """Write a file of the lake so that it is there whole or not at all.
-
-        Raises
-        ------
-        FileExistsError
-            When the file exists and is to be written `anew`; local lakes only.
-        """
-        final = f"{self.root}/{path}"
-        self.filesystem.create_dir(final.rpartition("/")[0], recursive=True)
-        if not isinstance(self.filesystem, fs.LocalFileSystem):
-            with self.filesystem.open_output_stream(final) as sink:
-                sink.write(data)
-            return
-        _write_durably(Path(final), data, Path(self.root), anew=anew)
-
     def rewrite(self, commit: Commit, anew: Mapping[LakeFile, pa.Table]) -> None:
         """Put rows in the place of some files of a commit, all or none, and delete those.
 
@@ -248,7 +237,7 @@ class Lake:
         """
         if not anew:
             return
-        files = {old: self._write_again(commit, old, anew[old]) for old in anew}
+        files = {old: self._write_again(old, anew[old]) for old in anew}
         entry = _entry(commit.shard, commit.after_ms)
         body = json.loads(self.read_bytes(entry))
         listed = [files.get(file, file) for file in commit.files]
@@ -274,23 +263,11 @@ class Lake:
             if shard.startswith(INGESTED) or (shard, int(place["after"])) in begun:
                 self.delete(path)
 
-    def paths(self, folder: str, ending: str) -> Iterator[str]:
-        """Paths of the files under a folder, listed or not."""
-        where = fs.FileSelector(
-            f"{self.root}/{folder}", recursive=True, allow_not_found=True
-        )
-        for info in self.filesystem.get_file_info(where):
-            if info.type == fs.FileType.File and info.path.endswith(ending):
-                yield info.path[len(self.root) + 1 :]
-
-    def delete(self, path: str) -> None:
-        """Delete a file of the lake."""
-        self.filesystem.delete_file(f"{self.root}/{path}")
-
-    def read_bytes(self, path: str) -> bytes:
-        """The bytes of a file of the lake."""
-        with self.filesystem.open_input_stream(f"{self.root}/{path}") as source:
-            return bytes(source.read())
+    def _write_by_day(
+        self, table: str, name: str, rows: pa.Table
+    ) -> Iterator[LakeFile]:
+        for day, part in _by_day(rows):
+            yield self._write_file(table, name, day, part)
 
     def _write_file(self, table: str, name: str, day: str, rows: pa.Table) -> LakeFile:
         sink = pa.BufferOutputStream()
@@ -330,10 +307,16 @@ class Lake:
         place = _PLACE.fullmatch(file.path)
         if place is None:
             return None
-        commit = self._read_commit(_entry(place["shard"], int(place["after"])))
         stem = place["folder"] + place["file"]
-        alike = [f for f in commit.files if f.path.startswith(stem)]
-        return alike[0] if alike and file not in commit.files else None
+        listed = [f for commit in self._commits_at(place) for f in commit.files]
+        alike = [f for f in listed if f.path.startswith(stem)]
+        return alike[0] if alike and file not in listed else None
+
+    def _commits_at(self, place: re.Match[str]) -> list[Commit]:
+        """The commit that a file is of; an ingested file is one commit."""
+        if place["after"] is None:
+            return self.commits(place["shard"])
+        return [self._read_commit(_entry(place["shard"], int(place["after"])))]
 
     def read_file(self, file: LakeFile) -> pa.Table:
         """The rows of a listed file.
@@ -351,11 +334,15 @@ class Lake:
             raise ValueError(f"{file.path} does not have the schema of its table.")
         return table
 
-    def _write_again(self, commit: Commit, old: LakeFile, rows: pa.Table) -> LakeFile:
+    def _write_again(self, old: LakeFile, rows: pa.Table) -> LakeFile:
         """Other rows of a file, under a name that says which one they come from."""
-        place = f"{commit.shard}-{commit.after_ms:013d}-{commit.until_ms:013d}"
-        day = old.path.split("/date=")[1].partition("/")[0]
-        return self._write_file(old.table, f"{place}-{old.blake2b[:8]}", day, rows)
+        place = _PLACE.fullmatch(old.path)
+        if place is None:
+            raise ValueError(f"{old.path} is not named as files of the lake are.")
+        day = place["folder"].rstrip("/").rpartition("date=")[2]
+        return self._write_file(
+            old.table, f"{place['file']}-{old.blake2b[:8]}", day, rows
+        )
 
     def _quarantine(self, file: LakeFile, reason: str) -> None:
         name = f"quarantine/{file.path}"
@@ -365,7 +352,7 @@ class Lake:
             "at": datetime.now(UTC).isoformat(),
         }
         self.write_bytes(f"{name}.json", json.dumps(note).encode())
-        if self._exists(file.path):
+        if self.exists(file.path):
             self.write_bytes(name, self.read_bytes(file.path))
 
     def _read_commit(self, path: str) -> Commit:
@@ -373,10 +360,6 @@ class Lake:
         files = tuple(LakeFile(**file) for file in body["files"])
         writers = body.get("writers", _NO_WRITERS)
         return Commit(body["shard"], body["after_ms"], body["until_ms"], files, writers)
-
-    def _exists(self, path: str) -> bool:
-        info = self.filesystem.get_file_info(f"{self.root}/{path}")
-        return bool(info.type == fs.FileType.File)
 
 
 def rows_of(name: str, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
@@ -397,9 +380,11 @@ def _entry(shard: str, after_ms: int) -> str:
 def _by_day(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     """Rows by the UTC day of their log time."""
     days = np.asarray(table["log_ms"].to_numpy()) // DAY_MS
-    for day in np.unique(days):
+    found = np.unique(days)
+    for day in found:
         date = datetime.fromtimestamp(int(day) * DAY_MS / 1000, UTC)
-        yield date.strftime("%Y-%m-%d"), table.filter(pa.array(days == day))
+        mine = table if len(found) == 1 else table.filter(pa.array(days == day))
+        yield date.strftime("%Y-%m-%d"), mine
 
 
 def in_log_order(table: pa.Table) -> pa.Table:
@@ -410,35 +395,6 @@ def in_log_order(table: pa.Table) -> pa.Table:
     )
     keys = np.lexsort((sequence.to_numpy(), np.asarray(table["log_ms"].to_numpy())))
     return table.take(pa.array(keys))
-
-
-def _write_durably(path: Path, data: bytes, root: Path, *, anew: bool) -> None:
-    """Draft a file beside its place, put it there, and sync it with its folders."""
-    draft = path.with_name(f".{path.name}.{token_hex(8)}")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if anew:
-            path.hardlink_to(draft)  # unlike a rename, fails where there is one
-        else:
-            draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    for folder in path.parents:
-        _sync(folder)
-        if folder == root:
-            break
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash(data: bytes) -> str:
