@@ -227,7 +227,8 @@ def main() -> None:
             bench = Bench(server, data_dir, job, *given)
             disturbers = Disturbers(server.port, key, specs)
             with disturbers.at_work():
-                bench.stretch()  # warms up: a worker's first report imports a lot
+                bench.stretch()  # warms up, and starts the report process
+            place(server, core, other)
             print_stretches(*stretches(bench, disturbers, options.pairs), disturbers)
 
 

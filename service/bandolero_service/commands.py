@@ -355,17 +355,15 @@ def _one(store: Store, experiment_id: str, tenant: str | None) -> ExperimentReco
 
 
 def _rendered(built: Any, kind: str) -> bytes:
-    from bandolero.report import html, tabular, text
+    """A report as HTTP gives it, but for what a person reads in a terminal."""
+    from bandolero.report import tabular, text
+    from bandolero_service.reporting import rendered
 
-    if kind == "parquet":
-        return bytes(tabular.to_parquet(built))
-    render: dict[str, Callable[[Any], str]] = {
-        "table": lambda r: text.to_text(r, colour=sys.stdout.isatty()),
-        "json": lambda r: json.dumps(tabular.to_json(r), indent=2) + "\n",
-        "html": html.to_html,
-        "csv": tabular.to_csv,
-    }
-    return render[kind](built).encode()
+    if kind == "table":
+        return text.to_text(built, colour=sys.stdout.isatty()).encode()
+    if kind == "json":
+        return (json.dumps(tabular.to_json(built), indent=2) + "\n").encode()
+    return rendered(built, kind)
 
 
 def _write_rollups(lake: Any, watermark_ms: int, rollups: Any) -> None:

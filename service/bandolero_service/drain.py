@@ -35,6 +35,8 @@ class Server(uvicorn.Server):
     fault
         What is wrong with the worker, None while it is sound. One that is not ends at
         once, so that it is replaced instead of taking requests that it cannot serve.
+    ended
+        Called on the loop when no client is left.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Server(uvicorn.Server):
         leaving: Callable[[], None] = lambda: None,
         delay_s: float = 0.0,
         fault: Callable[[], str | None] = lambda: None,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._ready = ready
         self._leaving = leaving
         self._delay_s = delay_s
         self._fault = fault
+        self._ended = ended
         self._leave_at: float | None = None
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -88,3 +92,4 @@ class Server(uvicorn.Server):
         while state.connections and time.monotonic() < until:  # noqa: ASYNC110  # uvicorn keeps no event for it
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+        self._ended()

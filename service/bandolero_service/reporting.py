@@ -1,11 +1,12 @@
 """A report's data from the store: what the HTTP route and the command line share."""
 
+import json
 import time
 
 from bandolero.epochs import Epoch
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import Correction
-from bandolero.report import Report, build_report
+from bandolero.report import Report, build_report, tabular
 from bandolero.snapshot import snapshot_from_bytes
 from bandolero_service.folding import epoch_from_bytes
 from bandolero_service.store import Store, name_of
@@ -31,6 +32,20 @@ def report_of(
         from_day=from_day,
         to_day=to_day,
     )
+
+
+def rendered(report: Report, kind: str) -> bytes:
+    """A report as `json`, `csv`, `html` or `parquet`."""
+    if kind == "parquet":
+        return tabular.to_parquet(report)
+    if kind == "json":
+        told = tabular.to_json(report)
+        return json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
+    if kind == "csv":
+        return tabular.to_csv(report).encode()
+    from bandolero.report.html import to_html  # imports a plotting library
+
+    return to_html(report).encode()
 
 
 def _epochs(store: Store, shard: int, name: str) -> list[Epoch]:

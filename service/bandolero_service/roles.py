@@ -173,11 +173,11 @@ def check_durability(store: Store) -> None:
 
 
 def _run_api(settings: Settings, listen_fd: int | None) -> None:
-    from bandolero.lake.catalog import Lake
     from bandolero_service.api.app import create_app
     from bandolero_service.api.health import Health
     from bandolero_service.api.metrics import worker_figures
     from bandolero_service.drain import Server
+    from bandolero_service.report_process import ReportProcess
     from bandolero_service.store_watch import StoreWatch
     from bandolero_service.survey import SurveyedStore
     from bandolero_service.views import Views, warm_up
@@ -196,10 +196,18 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     watch.start()
     health = Health(views, writer, watch, settings.spool_dir)
     files = _metric_files(settings, "api", lambda: worker_figures(app, health))
-    app = create_app(store, Lake(settings.lake_url), health, files.tell, settings)
+    reports = ReportProcess(settings)
+    app = create_app(store, reports, health, files.tell, settings)
     config = server_config(app, settings.trusted_proxies)
     delay_s = settings.drain_delay_s
-    server = Server(config, _tell_ready, health.leave, delay_s, lambda: health.fault)
+    server = Server(
+        config,
+        _tell_ready,
+        health.leave,
+        delay_s,
+        lambda: health.fault,
+        reports.end,
+    )
 
     def leave(*_: object) -> None:
         server.should_exit = True

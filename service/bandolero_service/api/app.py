@@ -8,7 +8,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from bandolero import __version__
-from bandolero.lake.catalog import Lake
 from bandolero_service.api.access import Access
 from bandolero_service.api.control import audit_routes, control_routes
 from bandolero_service.api.data_plane import DataPlane
@@ -21,6 +20,7 @@ from bandolero_service.api.trackers import tracker_routes
 from bandolero_service.errors import ApiError, store_down
 from bandolero_service.metrics import FAULTS, REFUSED, count
 from bandolero_service.rates import Limiter
+from bandolero_service.report_process import ReportProcess
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store, StoreDownError
@@ -30,7 +30,11 @@ TAGS = ("data plane", "experiments", "reports", "privacy", "operations")
 
 
 def create_app(
-    store: Store, lake: Lake, health: Health, metrics: Metrics, settings: Settings
+    store: Store,
+    reports: ReportProcess,
+    health: Health,
+    metrics: Metrics,
+    settings: Settings,
 ) -> DataPlane:
     """The ASGI application of one worker, over parts that are already running."""
     views = health.views
@@ -48,7 +52,7 @@ def create_app(
     access = Access(gate, limiter, settings.control_rate, root)
     app.include_router(control_routes(store, access))
     app.include_router(audit_routes(store, access))
-    app.include_router(report_routes(store, lake, views, access))
+    app.include_router(report_routes(reports, access))
     app.include_router(privacy_routes(store, views, settings, access))
     plane = DataPlane(app, gate, views, health.writer, settings)
     trackers = Trackers(views, plane.desk)
