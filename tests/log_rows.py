@@ -18,13 +18,11 @@ def decision(
         variant_id=variant_id,
         snapshot_version=1,
         eligible=None,
-        propensity=0.5,
-        probabilities=None,
         rule=None,
         mode=mode,
         serving="live",
     )
-    outcome = Outcome(shard, b"", (mode, "live"), told)
+    outcome = Outcome(shard, b"", (mode, "live"), told, 0.5, None)
     return outcome, decision_id.encode(), None, 1_000, 0.5, None
 
 

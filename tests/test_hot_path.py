@@ -12,13 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandolero.experiment import NumericField
+from bandolero.experiment import (
+    CategoricalField,
+    ContextField,
+    CyclicField,
+    NumericField,
+)
 from bandolero.fold import FALLBACK
 from bandolero.log import DECISIONS
+from bandolero.snapshot import RENORMALISED, decide
 from bandolero_service.contexts import MAX_CONTEXTS, MAX_REMEMBERED_BYTES, Contexts
 from bandolero_service.decide import DecideRequest
 from bandolero_service.ids import Signer
-from bandolero_service.record import OWN, Decision, Outcome, Told, rows_by_shard
+from bandolero_service.record import (
+    OWN,
+    Decision,
+    Outcome,
+    Told,
+    outcome_of,
+    rows_by_shard,
+)
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store, name_of
 from service_helpers import experiment, needs_server
@@ -42,12 +55,12 @@ outcomes = st.builds(
         variant_id=words,
         snapshot_version=st.integers(0, 2**32 - 1),
         eligible=st.none() | st.lists(words, max_size=3),
-        propensity=st.floats(0, 1),
-        probabilities=shares,
         rule=st.none() | words,
         mode=st.sampled_from(["explore", FALLBACK]),
         serving=words,
     ),
+    propensity=st.floats(0, 1),
+    probabilities=shares,
 )
 
 
@@ -71,6 +84,7 @@ def row_of(decision: Decision) -> dict[str, Any]:
     """A decision as a row, the plain way."""
     outcome, *own = decision
     row = outcome.told._asdict() | dict(zip(OWN, own, strict=True))
+    row |= {"propensity": outcome.propensity, "probabilities": outcome.probabilities}
     return row | {"decision_id": row["decision_id"].decode()}
 
 
@@ -238,3 +252,49 @@ def test_of_contexts_only_what_is_short_and_declared_is_remembered() -> None:
     assert contexts.read(short) is contexts.read(short)
     assert contexts.read(long) is not contexts.read(long)
     assert set(contexts._known) == {b"null", short, junk}
+
+
+SCHEMA: list[ContextField] = [
+    CategoricalField(kind="categorical", name="device", levels=["tv", 'a "b" \u00e9']),
+    CyclicField(kind="cyclic", name="hour", period=24.0),
+    NumericField(kind="numeric", name="age", default=7.0),
+]
+said = st.fixed_dictionaries(
+    {},
+    optional={
+        "device": st.sampled_from(["tv", 'a "b" \u00e9', "radio", 3, None]),
+        "hour": st.floats(allow_nan=False, allow_infinity=False)
+        | st.integers()
+        | words,
+        "age": st.floats(allow_nan=False, allow_infinity=False) | st.none(),
+        "more": words,
+    },
+)
+
+
+@given(said)
+def test_a_context_as_declared_is_read_as_any_other(context: dict[str, Any]) -> None:
+    """The fast way gives the values and the meaning of the plain one, number by number."""
+    contexts = Contexts(SCHEMA)
+    text = json.dumps(context).encode()
+    read, expected = contexts.read(text), contexts._any(text)
+    assert read.given == expected.given
+    assert json.loads(read.kept or "") == json.loads(expected.kept or "")
+    assert read.has_undeclared == expected.has_undeclared
+
+
+def test_a_narrowed_draw_is_recorded_with_what_it_was_drawn_with(
+    worker: Worker,
+) -> None:
+    """A set that is warmed between draw and record changes nothing in the record."""
+    worker.put(experiment("hats", n_variants=400))
+    view = worker.views.view("acme", "hats")
+    assert view is not None
+    eligible = tuple(range(300))
+    drawn = decide(view.snapshot, b"8 bytes.", eligible=eligible)
+    assert drawn.rule == RENORMALISED
+    view.snapshot.warm(eligible)
+    outcome = outcome_of(view, drawn, eligible, "live")
+    assert outcome.told.rule == RENORMALISED
+    assert outcome.probabilities is not None
+    assert outcome.probabilities[drawn.arm] == drawn.propensity == outcome.propensity

@@ -251,7 +251,7 @@ def test_propensity_is_that_of_the_distribution(policy: dict[str, Any]) -> None:
     """A decision's propensity is its arm's probability, floor included."""
     snapshot = snapshot_of(policy, min_share=0.05)
     for nonce in nonces(200):
-        arm, propensity, _, mode, _ = decide(snapshot, nonce)
+        arm, propensity, _, mode, *_ = decide(snapshot, nonce)
         assert propensity == snapshot.probabilities[arm] > 0.0
         assert mode == snapshot.policy.mode
     assert snapshot.probabilities[4] == 0.0
@@ -349,7 +349,7 @@ def test_set_without_probability_is_shared_evenly() -> None:
     """Where the full set gives a narrowed one nothing, its arms get the same."""
     snapshot = snapshot_of(KINDS[1])
     drawn = rederive(snapshot, 0.75, "fixed", (1, 4), RENORMALISED)
-    assert drawn == Drawn(4, 0.5, 0.75, "fixed")
+    assert drawn == Drawn(4, 0.5, 0.75, "fixed", (0.5, 0.5), RENORMALISED)
 
 
 # --- drawing again --------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,20 @@ def known_context(
     return {field.name: _value(field, given.get(field.name)) for field in schema}
 
 
+class _Part(NamedTuple):
+    """A field of a schema, ready for use.
+
+    columns: by level, none where the field is not categorical. period: 0 where it is not
+    cyclic.
+    """
+
+    name: str
+    start: int
+    columns: dict[str, int]
+    period: float
+    default: str | float
+
+
 class FeatureMap:
     """Turns contexts into features; made once per experiment, safe to share.
 
@@ -60,15 +75,17 @@ class FeatureMap:
     def __init__(self, schema: Sequence[ContextField]) -> None:
         self.schema = tuple(schema)
         names = ["1"]
-        self._parts: list[tuple[ContextField, int, dict[str, int]]] = []
+        self._parts: list[_Part] = []
         for field in self.schema:
             start = len(names)
             columns: dict[str, int] = {}
             if isinstance(field, CategoricalField):
                 levels = dict.fromkeys([*field.levels, OTHER])
                 columns = {level: start + i for i, level in enumerate(levels)}
+            period = field.period if isinstance(field, CyclicField) else 0.0
+            part = _Part(field.name, start, columns, period, field.default)
+            self._parts.append(part)
             names += field.columns
-            self._parts.append((field, start, columns))
         self.names = tuple(names)
 
     @property
@@ -83,17 +100,19 @@ class FeatureMap:
         """
         x = [0.0] * len(self.names)
         x[0] = 1.0
-        for field, start, columns in self._parts:
-            value = _value(field, given.get(field.name))
+        get = given.get
+        for name, start, columns, period, default in self._parts:
+            value = get(name)
             if columns:
-                x[columns.get(value, columns[OTHER])] = 1.0  # type: ignore[arg-type]  # a level
-            elif isinstance(field, CyclicField):
-                angle = math.tau * (
-                    math.fmod(float(value), field.period) / field.period
-                )
+                x[_column(columns, default if value is None else value)] = 1.0
+                continue
+            number = _number(value)
+            number = float(default) if number is None else number
+            if period:
+                angle = math.tau * (math.fmod(number, period) / period)
                 x[start], x[start + 1] = math.sin(angle), math.cos(angle)
             else:
-                x[start] = min(max(float(value), -NUMERIC_MAX), NUMERIC_MAX)
+                x[start] = min(max(number, -NUMERIC_MAX), NUMERIC_MAX)
         return np.array(x)
 
     def encode_batch(
@@ -126,7 +145,8 @@ class FeatureMap:
     def _fill(self, x: Floats, values: Sequence[pa.Array]) -> Floats:
         """Features into zeros (n, n_features), of values (n,) for each field."""
         x[:, 0] = 1.0
-        for (field, start, columns), given in zip(self._parts, values, strict=True):
+        for part, given in zip(self._parts, values, strict=True):
+            _, start, columns, period, _ = part
             if columns:
                 level = pc.index_in(given, value_set=pa.array(columns))
                 other = columns[OTHER] - start
@@ -134,8 +154,8 @@ class FeatureMap:
                 x[np.arange(len(x)), start + at] = 1.0
                 continue
             numbers = np.asarray(given.to_numpy()) + 0.0
-            if isinstance(field, CyclicField):
-                _circle(x, start, np.fmod(numbers, field.period) / field.period)
+            if period:
+                _circle(x, start, np.fmod(numbers, period) / period)
             else:
                 x[:, start] = np.clip(numbers, -NUMERIC_MAX, NUMERIC_MAX)
         return x
@@ -156,8 +176,16 @@ def _value(field: ContextField, given: object) -> str | float:
     return field.default if (number := _number(given)) is None else number
 
 
+def _column(columns: dict[str, int], given: object) -> int:
+    """The column of a level; that of "other" where it is none."""
+    other = columns[OTHER]
+    return columns.get(given, other) if isinstance(given, str) else other
+
+
 def _number(given: object) -> float | None:
     """A finite number as such, zero without a sign; None for anything else."""
+    if type(given) is float:  # nearly always
+        return given + 0.0 if isfinite(given) else None
     if isinstance(given, bool) or not isinstance(given, int | float):
         return None
     try:

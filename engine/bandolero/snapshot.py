@@ -56,15 +56,16 @@ class Distribution(NamedTuple):
 class Drawn(NamedTuple):
     """A decision: the arm, its propensity given the mode, the draw number, the mode.
 
-    probabilities: of each eligible arm, in order, where the context decided them; else
-    None, for they are the snapshot's `distribution`.
+    probabilities: of each eligible arm, in order, where the context or a narrowed set
+    decided them; else None, for they are the snapshot's own. rule: how they were had.
     """
 
     arm: int
     propensity: float
     draw: float
     mode: str
-    probabilities: Floats | None = None
+    probabilities: tuple[float, ...] | Floats | None = None
+    rule: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,11 +230,13 @@ def decide(
             return _draw_holdout(eligible or snapshot.full.eligible, draw)
     if snapshot.prepared is not None:
         return _draw_by_context(snapshot, eligible, context, draw)
-    given = snapshot.full if eligible is None else snapshot.distribution(eligible)
-    arm = choose(given.cumulative, draw)
+    if eligible is not None:
+        given = snapshot.distribution(eligible)
+        return _drawn_among(given, eligible, draw, snapshot.mode)
+    arm = choose(snapshot.full.cumulative, draw)
     # What `Drawn(...)` comes to, less a call: this is the way of every decision.
-    share = given.probabilities[arm]
-    return _new(Drawn, (arm, share, draw, snapshot.mode, None))
+    share = snapshot.full.probabilities[arm]
+    return _new(Drawn, (arm, share, draw, snapshot.mode, None, None))
 
 
 def decide_alike(
@@ -278,16 +281,23 @@ def rederive(
         return _draw_holdout(eligible or snapshot.full.eligible, draw)
     if snapshot.prepared is not None:
         return _draw_by_context(snapshot, eligible, context, draw)
-    given = snapshot.full
-    if eligible is not None:
-        is_exact = rule != RENORMALISED
-        given = (
-            snapshot.warm(eligible)
-            if is_exact
-            else _renormalised(snapshot.probabilities, eligible)
-        )
+    if eligible is None:
+        arm = choose(snapshot.full.cumulative, draw)
+        return Drawn(arm, snapshot.full.probabilities[arm], draw, mode)
+    if rule == RENORMALISED:
+        given = _renormalised(snapshot.probabilities, eligible)
+    else:
+        given = snapshot.warm(eligible)
+    return _drawn_among(given, eligible, draw, mode)
+
+
+def _drawn_among(
+    given: Distribution, eligible: tuple[int, ...], draw: float, mode: str
+) -> Drawn:
+    """Draw from a narrowed set, and say with what: the set may be warmed meanwhile."""
     arm = choose(given.cumulative, draw)
-    return Drawn(arm, given.probabilities[arm], draw, mode)
+    shares = tuple(given.probabilities[each] for each in eligible)
+    return Drawn(arm, given.probabilities[arm], draw, mode, shares, given.rule)
 
 
 def _draw_by_context(
@@ -305,11 +315,11 @@ def _draw_by_context(
         arm, propensity, shares = policy.draw(
             snapshot.prepared, arms, x, draw, limits.min_share
         )
-        return Drawn(arm, propensity, draw, policy.mode, shares)
+        return Drawn(arm, propensity, draw, policy.mode, shares, EXACT)
     weights = policy.probabilities(snapshot.prepared, arms, x)
     shares = with_limits(weights, limits.min_share, limits.max_share)
     at = choose(cumulative(shares), draw)
-    return Drawn(int(arms[at]), float(shares[at]), draw, policy.mode, shares)
+    return Drawn(int(arms[at]), float(shares[at]), draw, policy.mode, shares, EXACT)
 
 
 def _draw_holdout(eligible: tuple[int, ...], draw: float) -> Drawn:

@@ -4,12 +4,12 @@ Memory is bounded by bytes: of what a client sends only short texts and the fiel
 the schema declares are remembered.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from bandolero.experiment import ContextField
+from bandolero.experiment import CategoricalField, ContextField
 from bandolero.features import context_encoder
 
 MAX_CONTEXTS = 256
@@ -37,7 +37,9 @@ class Contexts:
 
     def __init__(self, schema: Sequence[ContextField]) -> None:
         self._encode = context_encoder(schema)
-        self._names = frozenset(field.name for field in schema)
+        self._decode_plain = _plain_decoder(schema)
+        self._order = [field.name for field in schema]
+        self._names = frozenset(self._order)
         self._known: dict[bytes, Context] = {}
         self.none = self._read(b"null")
         """The context of a request that says nothing."""
@@ -53,12 +55,45 @@ class Contexts:
         return self._known.get(text) or self._read(text)
 
     def _read(self, text: bytes) -> Context:
-        said = read_context(text) or {}
-        kept = self._encode(said) if self._names else None
-        given = read_context(kept) or {} if kept is not None else {}
-        context = Context(given, kept, not said.keys() <= self._names)
+        plain = self._plain(text) if self._names else None
+        context = plain or self._any(text)
         if len(text) <= MAX_REMEMBERED_BYTES:
             if len(self._known) >= MAX_CONTEXTS:
                 self._known.clear()
             self._known[text] = context
         return context
+
+    def _plain(self, text: bytes) -> Context | None:
+        """A context that says every field as declared, and no more; None for others."""
+        try:
+            said = self._decode_plain(text)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        kept = msgspec.json.encode(said).decode()
+        given = zip(self._order, msgspec.structs.astuple(said), strict=True)
+        return Context(dict(given), kept, has_undeclared=False)
+
+    def _any(self, text: bytes) -> Context:
+        said = read_context(text) or {}
+        kept = self._encode(said) if self._names else None
+        given = read_context(kept) or {} if kept is not None else {}
+        return Context(given, kept, not said.keys() <= self._names)
+
+
+def _plain_decoder(
+    schema: Sequence[ContextField],
+) -> Callable[[bytes], msgspec.Struct]:
+    """Decodes contexts that are as their schema says; raises a MsgspecError for others."""
+    fields = [(f"field_{i}", _kind(field)) for i, field in enumerate(schema)]
+    names = {f"field_{i}": field.name for i, field in enumerate(schema)}
+    plain = msgspec.defstruct(
+        "Plain", fields, rename=names, forbid_unknown_fields=True, gc=False
+    )
+    return msgspec.json.Decoder(plain).decode
+
+
+def _kind(field: ContextField) -> Any:
+    """The type of a field's values; of a level one of those declared."""
+    if isinstance(field, CategoricalField):
+        return Literal[tuple(field.levels)]
+    return float

@@ -6,7 +6,7 @@ columns, writing what an outcome says once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 from bandolero import __version__
 from bandolero.fold import FALLBACK
 from bandolero.log import DECISIONS
-from bandolero.snapshot import EXACT, Distribution, Drawn
+from bandolero.policies.base import Floats
+from bandolero.snapshot import EXACT, HOLDOUT, Drawn
 from bandolero_service.store import name_of
 from bandolero_service.views import View
 
+T = TypeVar("T")
 Row = tuple[Any, ...]
 Counts = dict[str, dict[str, int]]
 """Decisions by experiment (its name) and variant id."""
 
 
 class Told(NamedTuple):
-    """The columns of `bandolero.log.DECISIONS` that an outcome settles."""
+    """The columns of `bandolero.log.DECISIONS` that an arm, mode and serving settle."""
 
     tenant_id: str
     experiment_id: str
@@ -34,8 +36,6 @@ class Told(NamedTuple):
     variant_id: str
     snapshot_version: int
     eligible: list[str] | None
-    propensity: float
-    probabilities: list[float] | None
     rule: str | None
     mode: str
     serving: str
@@ -44,13 +44,17 @@ class Told(NamedTuple):
 class Outcome(NamedTuple):
     """What answer and record say of an arm drawn in a mode, whatever the request.
 
-    tail: the answer after the decision id.
+    tail: the answer after the decision id. told: the same object for all that can share
+    it, as they do unless the eligible set was narrowed. propensity, probabilities: of the
+    arm and of the eligible, where the record says them; a context decides them anew.
     """
 
     shard: int
     tail: bytes
     mode_and_serving: tuple[str, str]
     told: Told
+    propensity: float
+    probabilities: Sequence[float] | Floats | None
 
 
 Decision = tuple[Outcome, bytes, str | None, int, float, str | None]
@@ -84,12 +88,10 @@ def rows_by_shard(decisions: Sequence[Decision]) -> Iterator[ShardRows]:
         )
 
 
-def _told_apart(
-    outcomes: Sequence[Outcome],
-) -> tuple[NDArray[np.int64], list[Outcome]]:
-    """Which of the distinct outcomes each is, and these; by identity, which is cheap."""
-    ids = list(map(id, outcomes))
-    distinct = dict(zip(ids, outcomes, strict=True))
+def _told_apart(things: Sequence[T]) -> tuple[NDArray[np.int64], list[T]]:
+    """Which of the distinct things each is, and these; by identity, which is cheap."""
+    ids = list(map(id, things))
+    distinct = dict(zip(ids, things, strict=True))
     place = dict(zip(distinct, range(len(distinct)), strict=True))
     which = np.fromiter(map(place.__getitem__, ids), np.int64, len(ids))
     return which, list(distinct.values())
@@ -99,11 +101,22 @@ def _rows(
     own: Sequence[Sequence[Any]], outcomes: list[Outcome], which: NDArray[np.int64]
 ) -> pa.RecordBatch:
     """Columns of decisions; `which` of the outcomes each one has."""
-    told = zip(*(outcome.told for outcome in outcomes), strict=True)
-    once = _arrays(Told._fields, told)
-    again = pa.record_batch(list(once.values()), list(once)).take(pa.array(which))
-    arrays = _arrays(OWN, own) | dict(zip(once, again.columns, strict=True))
+    of, told = _told_apart([outcome.told for outcome in outcomes])
+    arrays = _arrays(OWN, own) | _taken(
+        _arrays(Told._fields, zip(*told, strict=True)), of[which]
+    )
+    shares = {
+        "propensity": pa.array([outcome.propensity for outcome in outcomes]),
+        "probabilities": _lists([outcome.probabilities for outcome in outcomes]),
+    }
+    arrays |= _taken(shares, which)
     return pa.record_batch([arrays[name] for name in DECISIONS.names], DECISIONS)
+
+
+def _taken(columns: dict[str, pa.Array], which: NDArray[np.int64]) -> dict[str, Any]:
+    """Rows of columns by their numbers."""
+    rows = pa.record_batch(list(columns.values()), list(columns))
+    return dict(zip(columns, rows.take(pa.array(which)).columns, strict=True))
 
 
 def _arrays(
@@ -113,6 +126,16 @@ def _arrays(
         name: pa.array(column, DECISIONS.field(name).type)
         for name, column in zip(names, columns, strict=True)
     }
+
+
+def _lists(shares: Sequence[Sequence[float] | Floats | None]) -> pa.Array:
+    """The column of probabilities; a hundred numbers a row are not converted one by one."""
+    kind = DECISIONS.field("probabilities").type
+    given = [np.asarray(() if one is None else one, np.float32) for one in shares]
+    ends = np.cumsum([0, *map(len, given)], dtype=np.int32)
+    missing = pa.array([one is None for one in shares])
+    values = pa.array(np.concatenate(given))
+    return pa.ListArray.from_arrays(pa.array(ends), values, type=kind, mask=missing)
 
 
 def _counts(outcomes: Iterable[tuple[Outcome, int]]) -> Counts:
@@ -136,24 +159,70 @@ def outcome_of(
     eligible
         Arms that could be drawn; None where these are the snapshot's own.
     """
+    key = (drawn.arm, drawn.mode, serving)
+    told = view.told.get(key) if eligible is None else None
+    if told is None:
+        told = _told(view, drawn, eligible, serving)
+        if eligible is None:
+            view.told[key] = told
+    shares = _probabilities(view, drawn, eligible)
+    both = (drawn.mode, serving)
+    return Outcome(
+        view.shard, _tail(view, drawn, serving), both, told, drawn.propensity, shares
+    )
+
+
+def _told(
+    view: View, drawn: Drawn, eligible: tuple[int, ...] | None, serving: str
+) -> Told:
     record, snapshot = view.record, view.snapshot
-    ids, probabilities, rule = _told(view, drawn, eligible)
-    told = Told(
+    arms = None
+    if drawn.mode == FALLBACK:
+        arms = [drawn.arm]
+    elif not _is_own(view, drawn):
+        arms = list(snapshot.full.eligible if eligible is None else eligible)
+    return Told(
         tenant_id=record.tenant,
         experiment_id=record.spec.experiment,
         spec_version=snapshot.spec_version,
         engine_version=__version__,
         variant_id=view.variant_id(drawn.arm),
         snapshot_version=snapshot.version,
-        eligible=ids,
-        propensity=drawn.propensity,
-        probabilities=probabilities,
-        rule=rule,
+        eligible=None if arms is None else [view.variant_id(arm) for arm in arms],
+        rule=_rule(view, drawn),
         mode=drawn.mode,
         serving=serving,
     )
-    tail = _tail(view, drawn, serving)
-    return Outcome(view.shard, tail, (drawn.mode, serving), told)
+
+
+def _is_own(view: View, drawn: Drawn) -> bool:
+    """Whether a draw's distribution is the published snapshot's, and so needs no words.
+
+    A holdout, a narrowed set, a context that decided and a snapshot that was never
+    published (cold) are said in full.
+    """
+    published = view.snapshot.version > 0
+    return drawn.probabilities is None and drawn.mode != HOLDOUT and published
+
+
+def _rule(view: View, drawn: Drawn) -> str | None:
+    if drawn.mode in (FALLBACK, HOLDOUT) or _is_own(view, drawn):
+        return None
+    return drawn.rule or EXACT
+
+
+def _probabilities(
+    view: View, drawn: Drawn, eligible: tuple[int, ...] | None
+) -> Sequence[float] | Floats | None:
+    """Of the eligible in order, as the record says them; null where it need not."""
+    if drawn.mode == FALLBACK:
+        return [1.0]
+    if drawn.probabilities is not None or _is_own(view, drawn):
+        return drawn.probabilities
+    full = view.snapshot.full
+    if drawn.mode == HOLDOUT:
+        return [drawn.propensity] * len(full.eligible if eligible is None else eligible)
+    return [full.probabilities[arm] for arm in full.eligible]
 
 
 def _tail(view: View, drawn: Drawn, serving: str) -> bytes:
@@ -168,28 +237,3 @@ def _tail(view: View, drawn: Drawn, serving: str) -> bytes:
             b"true" if drawn.mode == FALLBACK else b"false",
         )
     )
-
-
-def _told(
-    view: View, drawn: Drawn, eligible: tuple[int, ...] | None
-) -> tuple[list[str] | None, list[float] | None, str | None]:
-    """What a record says of its distribution: eligible, probabilities, rule.
-
-    All null when it is the snapshot's own. A holdout, a narrowed set, a context that
-    decided and a snapshot that was never published (cold) say it in full.
-    """
-    snapshot = view.snapshot
-    if drawn.mode == FALLBACK:
-        return [view.variant_id(drawn.arm)], [1.0], None
-    if drawn.probabilities is not None:
-        arms = snapshot.full.eligible if eligible is None else eligible
-        ids = [view.variant_id(arm) for arm in arms]
-        return ids, drawn.probabilities.tolist(), EXACT
-    if eligible is None and drawn.mode != "holdout" and snapshot.version > 0:
-        return None, None, None
-    given: Distribution
-    given = snapshot.full if eligible is None else snapshot.distribution(eligible)
-    ids = [view.variant_id(arm) for arm in given.eligible]
-    if drawn.mode == "holdout":
-        return ids, [drawn.propensity] * len(ids), None
-    return ids, [given.probabilities[arm] for arm in given.eligible], given.rule

@@ -56,7 +56,7 @@ class View:
 
     eligible: None when every arm of the snapshot is active now; else those that are.
     is_alike: whether nothing but the nonce tells two usual decisions apart.
-    outcomes: remembered by (arm, mode, serving); see `bandolero_service.record`.
+    outcomes, told: remembered by (arm, mode, serving); see `bandolero_service.record`.
     context: reads the JSON text of a context; see `bandolero_service.contexts`.
     no_context: of a request that says nothing.
     """
@@ -71,6 +71,7 @@ class View:
     is_alike: bool = field(init=False)
     is_sticky: bool = field(init=False)
     outcomes: dict[tuple[int, str, str], Any] = field(init=False)
+    told: dict[tuple[int, str, str], Any] = field(init=False)
     context: Callable[[bytes], Context] = field(init=False)
     no_context: Context = field(init=False)
 
@@ -89,6 +90,7 @@ class View:
         sticky = snapshot.experiment.allocation.sticky
         put(self, "is_sticky", sticky == "unit")
         put(self, "outcomes", {})
+        put(self, "told", {})
         contexts = Contexts(spec.context)
         put(self, "context", contexts.read)
         put(self, "no_context", contexts.none)
