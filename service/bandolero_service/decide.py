@@ -98,9 +98,10 @@ class Decider:
         """Answers to usual requests for one experiment: by column, where that will do."""
         view = self._views.of(tenant).get(requests[0].experiment)
         units = [request.unit for request in requests]
-        if view is not None and view.is_alike and not any(map(_is_too_long, units)):
+        longest = max(map(len, filter(None, units)), default=0)
+        if view is not None and view.is_alike and longest <= MAX_UNIT_CHARACTERS:
             try:
-                contexts = [_context_of(view, request) for request in requests]
+                contexts = _contexts_of(view, requests)
                 return self._by_column(view, units, contexts, at_ms)
             except NOT_JSON:
                 pass  # one of them; the others must not suffer
@@ -113,7 +114,7 @@ class Decider:
         contexts: list[Context],
         at_ms: int,
     ) -> list[bytes]:
-        """What `_answer` does, for all of an experiment at once: half the time each."""
+        """What `_answer` does, for all of an experiment at once."""
         snapshot, signer = view.snapshot, view.signer
         nonces = list(islice(self._nonces, len(units)))
         arms, draws = decide_alike(snapshot, nonces)
@@ -251,8 +252,11 @@ def _context_of(view: View, request: DecideRequest) -> Context:
     return view.context(bytes(text))
 
 
-def _is_too_long(unit: str | None) -> bool:
-    return unit is not None and len(unit) > MAX_UNIT_CHARACTERS
+def _contexts_of(view: View, requests: Sequence[DecideRequest]) -> list[Context]:
+    """The contexts of usual requests, as `_context_of` reads them."""
+    read, none = view.context, view.no_context
+    texts = [request.context for request in requests]
+    return [none if text is msgspec.UNSET else read(bytes(text)) for text in texts]
 
 
 def _too_long(unit: str) -> ApiError:
