@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 def flat_policies(tests: Sequence[HeadlineTest], seed: int) -> dict[str, Make]:
     """Policies by name, each by the index of the test it is for."""
-    priors = [(prior.alpha, prior.beta) for prior in priors_of_others(tests, seed)]
+    priors = [(alpha, beta) for alpha, beta in priors_of_others(tests, seed)]
     told = " | ".join(f"Beta({a:.2f}, {b:.0f})" for a, b in sorted(set(priors)))
     print(f"fitted priors, each on the half that it does not serve: {told}")
     return {

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from benchmarks._protocols import WithoutContext
 from numpy.typing import NDArray
 
-from bandolero.inference.priors import BetaPrior, fit_beta_prior
+from bandolero.inference.families import BetaFamily, rates
+from bandolero.inference.priors import fit
 from bandolero.policies import Policy, with_floor
 
 Floats = NDArray[np.float64]
@@ -136,16 +137,17 @@ def shrunk(test: HeadlineTest) -> HeadlineTest:
     return test._replace(rates=mean + kept * (test.rates - mean))
 
 
-def priors_of_others(tests: Sequence[HeadlineTest], seed: int) -> list[BetaPrior]:
-    """A prior for each test, fitted on the random half that it is not in."""
+def priors_of_others(
+    tests: Sequence[HeadlineTest], seed: int
+) -> list[tuple[float, ...]]:
+    """Alpha and beta of a prior for each test, fitted on the random half that it is not in."""
     half = np.random.default_rng(seed).permutation(len(tests)) % 2
     fitted = []
     for side in (0, 1):
         past = [test for test, own in zip(tests, half, strict=True) if own != side]
-        prior = fit_beta_prior(
-            np.concatenate([test.clicks for test in past]),
-            np.concatenate([test.impressions for test in past]),
-        )
+        clicks = np.concatenate([test.clicks for test in past])
+        impressions = np.concatenate([test.impressions for test in past])
+        prior = fit(BetaFamily(), rates(clicks, impressions))
         if prior is None:
             raise ValueError(f"tests == {len(tests)}, must be enough to fit a prior.")
         fitted.append(prior)

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # when run as a script
 
 from benchmarks._machine import print_header, print_row
 
-from bandolero.inference.priors import BetaPrior, fit_beta_prior
+from bandolero.inference.families import BetaFamily, rates
+from bandolero.inference.priors import fit
 from bandolero.policies import BetaThompson, choose, cumulative
 
 Floats = NDArray[np.float64]
@@ -72,13 +73,11 @@ def print_p0(pool: ProcessPoolExecutor, n_seeds: int) -> bool:
     """Print the table of P0; whether the bars are kept."""
     began = time.perf_counter()
     seeds = range(10, 10 + n_seeds)
-    prior = past_prior()
+    alpha, beta = past_prior()
     plays: dict[str, Play] = {
         "textbook Thompson, Beta(1, 1)": textbook,
         "beta_thompson, Beta(1, 1)": partial(ours, 1.0, 1.0),
-        f"beta_thompson, Beta({prior.alpha:.1f}, {prior.beta:.0f})": partial(
-            ours, prior.alpha, prior.beta
-        ),
+        f"beta_thompson, Beta({alpha:.1f}, {beta:.0f})": partial(ours, alpha, beta),
     }
     bars = [np.inf, 1.05, 0.85]
     print_row(
@@ -168,12 +167,12 @@ def ours(prior_alpha: float, prior_beta: float, seed: int) -> float:
     return regret
 
 
-def past_prior() -> BetaPrior:
+def past_prior() -> tuple[float, ...]:
     """The prior that a refresh fits on past experiments of the same kind."""
     rng = np.random.default_rng(PAST_SEED)
-    rates = rng.uniform(0.02, 0.05, N_PAST * N_ARMS)
-    trials = np.full(len(rates), PAST_TRIALS)
-    prior = fit_beta_prior(rng.binomial(trials, rates), trials)
+    past = rng.uniform(0.02, 0.05, N_PAST * N_ARMS)
+    trials = np.full(len(past), PAST_TRIALS)
+    prior = fit(BetaFamily(), rates(rng.binomial(trials, past), trials))
     if prior is None:
         raise SystemExit("the past experiments give no prior")
     return prior

@@ -60,6 +60,7 @@ __all__ = [
     "LogisticThompsonSpec",
     "Objective",
     "PoissonThompsonSpec",
+    "PriorSource",
     "SharedLinearThompsonSpec",
     "TopTwoThompsonSpec",
     "UniformSpec",
@@ -225,18 +226,19 @@ class Experiment(_Model):
     @property
     def arm_priors(self) -> tuple[tuple[float, ...] | None, ...]:
         """Each variant's own prior or its group's, if it has one; () if none has."""
-        by: str | None = getattr(self.policy, "prior_by", None)
-        groups: dict[str, Prior] = getattr(self.policy, "priors", {})
         names = PRIOR_PARAMETERS.get(self.policy.kind, ())
-        found = [
-            v.prior or groups.get(str(v.attributes.get(by or "")))
-            for v in self.variants
-        ]
+        found = [self.arm_prior(variant) for variant in self.variants]
         if not any(found):
             return ()
         return tuple(
             None if p is None else tuple(p.given[name] for name in names) for p in found
         )
+
+    def arm_prior(self, variant: Variant) -> Prior | None:
+        """A variant's own prior or its group's, if it has one."""
+        by: str | None = getattr(self.policy, "prior_by", None)
+        groups: dict[str, Prior] = getattr(self.policy, "priors", {})
+        return variant.prior or groups.get(str(variant.attributes.get(by or "")))
 
     @property
     def control_arm(self) -> int:
@@ -244,10 +246,21 @@ class Experiment(_Model):
         return self.variant_ids.index(self.control) if self.control else 0
 
 
+class PriorSource(BaseModel):
+    """Which version of which published prior a variant took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    objective: str
+    group: str
+    version: int
+
+
 class ExperimentRecord(BaseModel):
     """An experiment with its life: who owns it, its version, status, variant states.
 
-    `variant_states` names only variants that are not active.
+    `variant_states` names only variants that are not active; `prior_sources` those whose
+    prior is a published one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -257,6 +270,7 @@ class ExperimentRecord(BaseModel):
     spec_version: int = 1
     status: Status = "draft"
     variant_states: dict[str, VariantStatus] = {}
+    prior_sources: dict[str, PriorSource] = {}
     created_at_ms: int = 0
     started_at_ms: int | None = None
 

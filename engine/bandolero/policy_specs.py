@@ -79,6 +79,14 @@ PRIOR_PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 """Parameters of a variant's prior by kind of policy, in the order its states have them."""
 
+FAMILIES: dict[str, str] = {
+    "beta_thompson": "binary",
+    "top_two_thompson": "binary",
+    "poisson_thompson": "count",
+    "gaussian_thompson": "value",
+}
+"""Kinds of policy that can take a prior from history, and of which reward's."""
+
 REWARDS: dict[str, tuple[str, ...]] = {
     "beta_thompson": ("binary",),
     "top_two_thompson": ("binary",),
@@ -89,19 +97,31 @@ REWARDS: dict[str, tuple[str, ...]] = {
 """Rewards that a kind of policy can learn from; kinds left out learn from any."""
 
 
-class _ThompsonSpec(Model):
+class ThompsonSpec(Model):
     """What all Thompson policies on independent posteriors share.
 
     Priors by group, and the age at which data count half (a minute to ten years; without
-    it they count for ever).
+    it they count for ever). With `learn_prior`, variants without a prior take the one that
+    other experiments gave, by the attribute `prior_by`.
     """
 
     half_life_s: HalfLife | None = None
     prior_by: Text | None = None
     priors: Annotated[dict[Text, Prior], Field(max_length=1000)] = {}
+    learn_prior: bool = True
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether variants without a prior take one from history: none is said here."""
+        fields = type(self).model_fields
+        return self.learn_prior and all(
+            getattr(self, name) == field.default
+            for name, field in fields.items()
+            if name.startswith("prior_") and name != "prior_by"
+        )
 
 
-class BetaThompsonSpec(_ThompsonSpec):
+class BetaThompsonSpec(ThompsonSpec):
     """Thompson sampling for a binary reward; the prior of every variant's rate."""
 
     kind: Literal["beta_thompson"] = "beta_thompson"
@@ -109,7 +129,7 @@ class BetaThompsonSpec(_ThompsonSpec):
     prior_beta: Positive = 1.0
 
 
-class TopTwoThompsonSpec(_ThompsonSpec):
+class TopTwoThompsonSpec(ThompsonSpec):
     """Top-two Thompson sampling for a binary reward: for a test that must end."""
 
     kind: Literal["top_two_thompson"]
@@ -118,7 +138,7 @@ class TopTwoThompsonSpec(_ThompsonSpec):
     leader_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
 
-class PoissonThompsonSpec(_ThompsonSpec):
+class PoissonThompsonSpec(ThompsonSpec):
     """Thompson sampling for counts; the Gamma prior of every variant's mean."""
 
     kind: Literal["poisson_thompson"]
@@ -126,7 +146,7 @@ class PoissonThompsonSpec(_ThompsonSpec):
     prior_rate: Positive = 1.0
 
 
-class GaussianThompsonSpec(_ThompsonSpec):
+class GaussianThompsonSpec(ThompsonSpec):
     """Thompson sampling for values; without a prior, the data give its scale."""
 
     kind: Literal["gaussian_thompson"]

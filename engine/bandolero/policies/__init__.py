@@ -88,7 +88,8 @@ def policy_of(experiment: Experiment) -> Policy[Any] | ContextualPolicy[Any, Any
     given = {
         name: value
         for name, value in spec
-        if value is not None and name not in ("kind", "prior_by", "priors")
+        if value is not None
+        and name not in ("kind", "prior_by", "priors", "learn_prior")
     }
     if (table := experiment.attribute_table.matrix).size:
         given["arm_features"] = tuple(map(tuple, table.tolist()))
