@@ -1,4 +1,4 @@
-"""The nightly refresh: what the live fold lacks, by hand; and priors from history."""
+"""The nightly refresh: what the live fold lacks, by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import reference
 import reference_policies
 from bandolero.experiment import Experiment, ExperimentRecord, GaussianThompsonSpec
 from bandolero.fold import FALLBACK, MEASURES, Correction, Fold, advance, init_fold
-from bandolero.inference.priors import MIN_VARIANTS, fit_beta_prior
 from bandolero.lake.catalog import Lake
 from bandolero.lake.refresh import Refreshed, refresh
 from bandolero.policies import aged, policy_of
@@ -354,82 +353,3 @@ def _columns(row: Row, n: int) -> dict[str, Any]:
     """One row n times, as columns; what it lacks is null."""
     names = {*decisions_table([]).column_names, *events_table([]).column_names}
     return {name: [row.get(name)] * n for name in names}
-
-
-# --- priors -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("alpha", "beta"), [(2.0, 98.0), (20.0, 380.0), (5.0, 5.0)])
-def test_prior_is_recovered(alpha: float, beta: float) -> None:
-    """From 2,000 variants of 2,000 trials comes the prior their rates were drawn from.
-
-    Within 15 %, about five standard errors of the strength; no false alarm with this seed.
-    """
-    rng = np.random.default_rng(11)
-    trials = np.full(2000, 2000)
-    successes = rng.binomial(trials, rng.beta(alpha, beta, 2000))
-    prior = fit_beta_prior(successes, trials)
-    assert prior is not None
-    assert prior.n_variants == 2000
-    assert prior.alpha == pytest.approx(alpha, rel=0.15)
-    assert prior.beta == pytest.approx(beta, rel=0.15)
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials"),
-    [
-        ([], []),
-        ([30] * (MIN_VARIANTS - 1), [1000] * (MIN_VARIANTS - 1)),
-        ([1] * MIN_VARIANTS, [1000] * MIN_VARIANTS),
-        ([50] * MIN_VARIANTS, [50] * MIN_VARIANTS),
-        ([0] * 20, [1000] * 20),
-        ([30, 60] * 9 + [30, 0, 0], [1000] * (MIN_VARIANTS - 1) + [0, 0]),
-    ],
-    ids=["none", "few variants", "few hits", "all hits", "no hits", "one never shown"],
-)
-def test_too_little_history_says_nothing(
-    successes: list[int], trials: list[int]
-) -> None:
-    """Without twenty variants shown, twenty hits and a miss there is no prior."""
-    counts = (np.array(column, np.int64) for column in (successes, trials))
-    assert fit_beta_prior(*counts) is None
-
-
-def test_equal_rates_say_nothing() -> None:
-    """Where variants differ no more than chance, nothing bounds how sure a prior is."""
-    assert fit_beta_prior(np.full(40, 100), np.full(40, 1000)) is None
-
-
-def test_priors_are_by_tenant_and_event(tmp_path: Path) -> None:
-    """A refresh fits one prior for all click experiments of a tenant, and says so."""
-    made, told = [], []
-    records = []
-    for i in range(7):
-        spec = CLICKS.model_copy(update={"experiment": f"x{i}"})
-        records.append(record_of(spec))
-        for j in range(30):
-            name = f"d{i}-{j}"
-            variant_id = VARIANTS[j % 3]
-            made.append(
-                decision(decision_id=name, experiment_id=f"x{i}", variant_id=variant_id)
-            )
-            if j % 10 < i:
-                told.append(event(decision_id=name))
-    found = refresh(lake_of(tmp_path, made, told), records)
-    assert set(found.priors) == {"acme/click"}
-    prior = found.priors["acme/click"]
-    hits, trials = _by_variant(made, told)
-    assert prior == fit_beta_prior(hits, trials)
-    assert prior.n_variants == 21
-
-
-def _by_variant(made: list[Row], told: list[Row]) -> tuple[Any, Any]:
-    """Hits and trials of every variant of every experiment, sorted."""
-    clicked = {row["decision_id"] for row in told}
-    counts: dict[tuple[str, str], list[int]] = {}
-    for row in made:
-        count = counts.setdefault((row["experiment_id"], row["variant_id"]), [0, 0])
-        count[0] += row["decision_id"] in clicked
-        count[1] += 1
-    hits, trials = np.array(sorted(counts.values()), np.int64).T
-    return hits, trials

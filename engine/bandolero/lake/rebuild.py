@@ -27,6 +27,7 @@ from bandolero.settle import GRACE_MS, LOST_AFTER_MS, closes_ms
 log = logging.getLogger(__name__)
 
 CORRECTION = "correction"
+PRIOR = "prior"
 Name = tuple[str, str]
 """Tenant and experiment."""
 
@@ -34,7 +35,8 @@ Name = tuple[str, str]
 class Rebuilt(NamedTuple):
     """A shard as of `until_ms`, the log time up to which the lake holds it.
 
-    records, corrections: the newest of each experiment. erasures: how far each had come,
+    records, corrections: the newest of each experiment. priors: the books that were in
+    force, JSON, oldest first, by tenant. erasures: how far each had come,
     JSON. decided: decisions by variant, settled or not.
     snapshots: rows of the newest one of each experiment, and of those that open
     decisions may have been made from. decisions: rows not closed. events: rows that may
@@ -46,6 +48,7 @@ class Rebuilt(NamedTuple):
     until_ms: int
     records: dict[Name, ExperimentRecord]
     corrections: dict[Name, dict[str, Any]]
+    priors: dict[str, list[str]]
     erasures: dict[Name, str]
     folds: dict[Name, Fold]
     decided: dict[Name, Counter[str]]
@@ -90,6 +93,7 @@ def rebuild(
         until_ms,
         records,
         {name: json.loads(body) for name, body in facts.corrections.items()},
+        facts.priors,
         facts.erasures,
         walk.folds,
         walk.decided,
@@ -184,22 +188,26 @@ class _Walk:
 
 
 class _Facts(NamedTuple):
-    """The newest record, correction and erasure by name, JSON."""
+    """The newest record, correction and erasure by name, all books by tenant; JSON."""
 
     records: dict[Name, str]
     corrections: dict[Name, str]
     erasures: dict[Name, str]
+    priors: dict[str, list[str]]
 
 
 def _facts(lake: Lake, commits: list[Commit]) -> tuple[_Facts, list[BadFile]]:
     """What the control facts come to."""
-    facts = _Facts({}, {}, {})
+    facts = _Facts({}, {}, {}, defaultdict(list))
     by_kind = {CORRECTION: facts.corrections, ERASURE: facts.erasures}
     bad: list[BadFile] = []
     for commit in commits:
         rows, worse = lake.read_commit(commit, "control")
         bad += worse
         for row in rows.to_pylist():
+            if row["kind"] == PRIOR:
+                facts.priors[row["tenant_id"]].append(row["body"])
+                continue
             told = by_kind.get(row["kind"], facts.records)
             told[row["tenant_id"], row["experiment_id"]] = row["body"]
     return facts, bad

@@ -18,7 +18,6 @@ import pyarrow as pa
 from bandolero.epochs import DAY_MS
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import MEASURES, Correction
-from bandolero.inference.priors import BetaPrior, fit_beta_prior
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.context_changes import (
     KEPT,
@@ -27,6 +26,7 @@ from bandolero.lake.context_changes import (
     settled_otherwise,
 )
 from bandolero.lake.settling import EXPERIMENT, closed_decisions, settle_expr
+from bandolero.lake.stages import stages_expr
 
 Progress = Callable[[str], None]
 FADED = {name: f"faded_{name}" for name in MEASURES}
@@ -44,8 +44,8 @@ class Refreshed(NamedTuple):
     settled: int
     late_events: int
     corrections: list[Correction]
-    priors: dict[str, BetaPrior]
     rollups: pa.Table
+    stages: pa.Table
     bad_files: list[BadFile]
 
 
@@ -82,6 +82,7 @@ def refresh(
         after = con.to_pyarrow(_by_variant(final))
         progress("rolling up")
         rollups = con.to_pyarrow(_rollups(final))
+        stages = con.to_pyarrow(stages_expr(final))
         by_context = {}
         if any(map(is_by_context, records)):
             changed = con.to_pyarrow(settled_otherwise(live, final))
@@ -101,8 +102,8 @@ def refresh(
             )
             for one in _corrections(records, before, after, watermark_ms)
         ],
-        priors=_priors(records, after),
         rollups=rollups,
+        stages=stages,
         bad_files=bad + bad_events,
     )
 
@@ -222,27 +223,6 @@ def _change(row: dict[str, Any], old: dict[str, Any], name: str) -> float:
         abs(new), abs(was)
     )
     return 0.0 if rounding else change
-
-
-def _priors(
-    records: Sequence[ExperimentRecord], after: pa.Table
-) -> dict[str, BetaPrior]:
-    """A prior per tenant and objective event, from all its binary experiments."""
-    groups = {
-        (r.tenant, r.experiment_id): f"{r.tenant}/{r.spec.objective.event}"
-        for r in records
-        if r.spec.objective.reward == "binary"
-    }
-    counts: dict[str, list[tuple[int, int]]] = {}
-    for row in after.to_pylist():
-        group = groups.get((row["tenant_id"], row["experiment_id"]))
-        if group is not None:
-            counts.setdefault(group, []).append((row["hits"], row["trials"]))
-    fitted = {
-        group: fit_beta_prior(*np.array(sorted(rows), dtype=np.int64).T)
-        for group, rows in counts.items()
-    }
-    return {group: prior for group, prior in fitted.items() if prior is not None}
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str]:
