@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bandolero_service import backup, commands
+from bandolero_service import backup, commands, prior_commands, refreshing
 from bandolero_service.commands import CommandError, Place, UsageError
 from bandolero_service.embedded import EmbeddedStoreError
 from bandolero_service.errors import ApiError
@@ -27,11 +27,15 @@ app = typer.Typer(
 experiment_app = typer.Typer(no_args_is_help=True, help="Apply, list and show.")
 keys_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 audit_app = typer.Typer(no_args_is_help=True, help="List and verify the audit log.")
+priors_app = typer.Typer(no_args_is_help=True, help="List, compare and roll back.")
 ingest_app = typer.Typer(no_args_is_help=True, help="Load Parquet files into the lake.")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
 app.add_typer(ingest_app, name="ingest")
+app.add_typer(priors_app, name="priors")
+
+GATE_BLOCKED = 3
 
 StoreOption = Annotated[
     str | None,
@@ -176,7 +180,8 @@ def refresh(
     if engine != "duckdb":
         raise typer.BadParameter(f"{engine!r}, must be duckdb.", param_hint="--engine")
     place = _place(store, data_dir, lake)
-    commands.refresh(place, tenant, until, dry_run, summary)
+    if not refreshing.refresh(place, tenant, until, dry_run, summary):
+        raise typer.Exit(GATE_BLOCKED)
 
 
 @app.command(
@@ -281,6 +286,81 @@ def keys_revoke(
 ) -> None:
     """Revoke a key; workers refuse it within a second."""
     commands.revoke_key(_place(store, data_dir, None), key_id)
+
+
+ObjectiveArgument = Annotated[
+    str, typer.Argument(metavar="OBJECTIVE", help="As `list` shows it.")
+]
+GroupOption = Annotated[
+    str, typer.Option(help="Of a group, such as tone=urgent; default: of all variants.")
+]
+
+
+@priors_app.command("list", epilog="Example: bandolero priors list --tenant acme")
+def priors_list(
+    every: Annotated[
+        bool, typer.Option("--all", help="Every version, not only those in force.")
+    ] = False,
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """List the priors that new experiments and variants take."""
+    prior_commands.list_priors(_place(store, data_dir, None), tenant, every)
+
+
+@priors_app.command(
+    "diff", epilog="Example: bandolero priors diff click.binary.decision"
+)
+def priors_diff(
+    objective: ObjectiveArgument,
+    group: GroupOption = "",
+    old: Annotated[
+        int | None, typer.Option("--from", help="Version; default: the one before.")
+    ] = None,
+    new: Annotated[
+        int | None, typer.Option("--to", help="Version; default: the newest.")
+    ] = None,
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Show how a prior changed from one version to another."""
+    place = _place(store, data_dir, None)
+    prior_commands.diff(place, tenant, (objective, group), old, new)
+
+
+@priors_app.command(
+    "rollback", epilog="Example: bandolero priors rollback click.binary.decision --to 3"
+)
+def priors_rollback(
+    objective: ObjectiveArgument,
+    group: GroupOption = "",
+    to: Annotated[
+        int | None, typer.Option(help="Version; default: the one before the newest.")
+    ] = None,
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Put an earlier version of a prior in force, and hold it until it is released."""
+    place = _place(store, data_dir, None)
+    prior_commands.roll_back(place, tenant, (objective, group), to)
+
+
+@priors_app.command(
+    "release", epilog="Example: bandolero priors release click.binary.decision"
+)
+def priors_release(
+    objective: ObjectiveArgument,
+    group: GroupOption = "",
+    store: StoreOption = None,
+    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """Let the refresh go on with a prior that a rollback held."""
+    place = _place(store, data_dir, None)
+    prior_commands.release(place, tenant, (objective, group))
 
 
 @audit_app.command("list", epilog="Example: bandolero audit list --tenant acme")

@@ -1,8 +1,6 @@
 """What the commands of the command line do, beside a running server or without one."""
 
 import json
-import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from bandolero.experiment import (
     InvalidExperimentError,
     load_experiment,
 )
-from bandolero_service import auth, keys, trail
+from bandolero_service import auth, trail
 from bandolero_service.audit import Author
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
 from bandolero_service.errors import ApiError, invalid_experiment
@@ -155,48 +153,6 @@ def report(
     else:
         output.write_bytes(data)
         _say(f"wrote {output} ({len(data):,} bytes)")
-
-
-def refresh(
-    place: Place,
-    tenant: str | None,
-    until: str | None,
-    dry_run: bool,
-    summary: Path | None,
-) -> None:
-    """Run the nightly job once."""
-    from bandolero.lake.catalog import Lake
-    from bandolero.lake.refresh import refresh as run
-
-    until_ms = None if until is None else _iso_ms(until)
-    owner = f"{os.getpid()}-{secrets.token_hex(6)}"
-    lease = keys.REFRESH_LEASE, owner, keys.REFRESH_LEASE_MS
-    with place.store() as store, store.alone(*lease) as held, _steps() as step:
-        if not held:
-            raise CommandError("another refresh is running; one at a time.")
-        began = time.monotonic()
-        records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
-        lake = Lake(place.settings.lake_url)
-        found = run(lake, records, until_ms, step)
-        if not dry_run:
-            step("publishing")
-            _write_rollups(lake, found.watermark_ms, found.rollups)
-            author = place.author(store)
-            for correction in found.corrections:
-                body = {
-                    "watermark_ms": correction.watermark_ms,
-                    "changes": correction.changes,
-                    "faded": correction.faded,
-                    "by_context": correction.by_context,
-                }
-                store.put_correction(
-                    correction.tenant_id, correction.experiment_id, body, author
-                )
-            store.note(keys.LAYOUT, keys.REFRESHED_MS, time.time_ns() // 1_000_000)
-    told = _refresh_summary(found, dry_run, time.monotonic() - began)
-    if summary is not None:
-        summary.write_text(json.dumps(told, indent=2))
-    _say(_refresh_line(told))
 
 
 def replay(place: Place, experiment_id: str, tenant: str | None) -> None:
@@ -366,52 +322,6 @@ def _rendered(built: Any, kind: str) -> bytes:
     return rendered(built, kind)
 
 
-def _write_rollups(lake: Any, watermark_ms: int, rollups: Any) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(rollups, sink, compression="zstd")
-    name = f"rollups/until-{watermark_ms:013d}.parquet"
-    lake.write_bytes(name, bytes(sink.getvalue()))
-
-
-def _refresh_summary(found: Any, dry_run: bool, seconds: float) -> dict[str, Any]:
-    changed = [c for c in found.corrections if c.changes]
-    return {
-        "watermark": datetime.fromtimestamp(found.watermark_ms / 1000, UTC).isoformat(),
-        "watermark_ms": found.watermark_ms,
-        "published": not dry_run,
-        "decisions": found.decisions,
-        "events": found.events,
-        "settled": found.settled,
-        "late_events": found.late_events,
-        "corrected_experiments": {
-            f"{c.tenant_id}/{c.experiment_id}": c.changes for c in changed
-        },
-        "priors": {name: prior._asdict() for name, prior in found.priors.items()},
-        "bad_files": [bad._asdict() for bad in found.bad_files],
-        "seconds": round(seconds, 3),
-    }
-
-
-def _refresh_line(told: dict[str, Any]) -> str:
-    first = (
-        f"refresh up to {told['watermark']}: {told['settled']:,} decisions settled of"
-        f" {told['decisions']:,}, {told['events']:,} events, {told['late_events']:,} late,"
-        f" {len(told['corrected_experiments'])} experiments corrected,"
-        f" {len(told['bad_files'])} bad files, {told['seconds']:.1f} s"
-        f"{'' if told['published'] else ' (dry run: nothing was published)'}"
-    )
-    lines = [first]
-    for name, prior in told["priors"].items():
-        lines.append(
-            f"prior of {name} rates, from {prior['n_variants']} variants:"
-            f" Beta({prior['alpha']:.2f}, {prior['beta']:.1f})"
-        )
-    return "\n".join(lines)
-
-
 @contextmanager
 def _steps() -> Iterator[Callable[[str], None]]:
     """A progress line on stderr that names the step at hand; silent off a terminal."""
@@ -422,15 +332,6 @@ def _steps() -> Iterator[Callable[[str], None]]:
     ) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda step: progress.update(task, description=step)
-
-
-def _iso_ms(text: str) -> int:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"until == {text!r}, must be an ISO 8601 time.") from None
-    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    return int(at.timestamp() * 1000)
 
 
 def _name(record: ExperimentRecord) -> str:

@@ -30,7 +30,7 @@ SCRIPTS = (
     "survey",
     "erased",
 )
-ACTS = ("put", "correct", "put_key", "erasure")
+ACTS = ("put", "correct", "put_key", "erasure", "priors")
 """Scripts of acts, which are audited: `audit.lua` goes before each."""
 _NONSENSE = (ValueError, TypeError, AttributeError, LookupError)
 FAULTS = (redis.RedisError, RedisClusterException, OSError, *_NONSENSE)

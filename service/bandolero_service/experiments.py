@@ -19,8 +19,10 @@ from bandolero.experiment import (
     VariantStatus,
     parse_experiment,
 )
+from bandolero.prior_book import with_priors, with_taken
 from bandolero_service.audit import Author
 from bandolero_service.errors import ApiError, invalid_experiment, unknown_experiment
+from bandolero_service.priors import book_of
 from bandolero_service.store import Store
 
 TRIES = 5
@@ -97,10 +99,12 @@ def put_spec(
     version = old.spec_version
     if if_match not in (None, "*") and if_match.strip('"') != str(version):
         raise _stale(if_match, version)
+    spec = with_taken(spec, old)
     if old.spec == spec:
         return old
     _check_change(old, spec)
     record = old.model_copy(update={"spec": spec, "spec_version": version + 1})
+    record = with_priors(record, old, book_of(store, tenant))
     if not store.put_record(record, version, "changed", author):
         raise _stale(if_match, version)
     return record
@@ -121,6 +125,7 @@ def change(
         if new == old:
             return old
         new = new.model_copy(update={"spec_version": old.spec_version + 1})
+        new = with_priors(new, old, book_of(store, tenant))
         if store.put_record(new, old.spec_version, kind, author):
             return new
     raise _stale(None, None)

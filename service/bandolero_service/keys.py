@@ -56,7 +56,7 @@ def events(shard: int) -> str:
 
 
 def control(shard: int) -> str:
-    """Stream of control facts: specification changes, corrections, erasures."""
+    """Stream of control facts: specification changes, corrections, priors, erasures."""
     return f"{tag(shard)}:control"
 
 
@@ -108,6 +108,21 @@ def corrections(shard: int) -> str:
 def corrections_under(hash_tag: str) -> str:
     """The same by hash tag."""
     return f"{hash_tag}:corrections"
+
+
+def priors(shard: int) -> str:
+    """Hash of the priors in force, `PriorBook` JSON by `tenant/priors`."""
+    return priors_under(tag(shard))
+
+
+def priors_under(hash_tag: str) -> str:
+    """The same by hash tag."""
+    return f"{hash_tag}:priors"
+
+
+def prior_versions(shard: int, tenant: str) -> str:
+    """Hash of every version of a tenant's priors, JSON by objective, group and version."""
+    return f"{tag(shard)}:priors:{tenant}"
 
 
 def erasures(shard: int) -> str:

@@ -24,7 +24,7 @@ def report_of(
     data = store.snapshots(shard, [name]).get(name)
     return build_report(
         record,
-        _epochs(store, shard, name),
+        epochs_of(store, shard, name),
         decided=store.decided(shard, name),
         correction=_correction(store, record, shard, name),
         snapshot=None if data is None else snapshot_from_bytes(data),
@@ -48,7 +48,8 @@ def rendered(report: Report, kind: str) -> bytes:
     return to_html(report).encode()
 
 
-def _epochs(store: Store, shard: int, name: str) -> list[Epoch]:
+def epochs_of(store: Store, shard: int, name: str) -> list[Epoch]:
+    """The rollups of an experiment, in no order."""
     found = store.rollups(shard, name)
     return [epoch_from_bytes(data) for data in found.values()]
 

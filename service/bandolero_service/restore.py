@@ -17,7 +17,7 @@ from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.rebuild import Name, Rebuilt, by_experiment, rebuild
 from bandolero.log import DECISIONS, EVENTS, LAST_SEQUENCE, before, blocks_of_rows
 from bandolero.settle import GRACE_MS
-from bandolero_service import keys
+from bandolero_service import keys, priors
 from bandolero_service.audit import Act, Author
 from bandolero_service.folding import epoch_to_bytes, state_to_bytes
 from bandolero_service.learner import HEARTBEAT_S, STEP_S
@@ -107,6 +107,8 @@ def _act(store: NewStore, rebuilt: Rebuilt, author: Author) -> None:
         store.put_record(record, None, "restored", author)
     for name, body in rebuilt.corrections.items():
         store.put_correction(*name, body, author)
+    for tenant, bodies in rebuilt.priors.items():
+        priors.rebuild(store, author, tenant, bodies)
     for (tenant, erasure_id), erasure in rebuilt.erasures.items():
         where, thing = name_of(tenant, erasure_id), f"erasure {erasure_id}"
         act = Act(tenant, "restored", thing, where, erasure)

@@ -263,8 +263,7 @@ class Store:
 
     def cursors(self, shard: int) -> str:
         """The learner's committed cursors, as it wrote them; empty at first."""
-        with self._down():
-            return _text(self._redis.hget(keys.meta(shard), "cursors") or b"")
+        return _text(self.field(keys.meta(shard), "cursors") or b"")
 
     def commit(self, shard: int, fence: int, expected: str, commit: Commit) -> None:
         """Write position and output in one step.
@@ -319,8 +318,7 @@ class Store:
     def record(self, tenant: str, experiment_id: str) -> ExperimentRecord | None:
         """One record."""
         where = keys.records(self.shard(tenant, experiment_id))
-        with self._down():
-            data = self._redis.hget(where, name_of(tenant, experiment_id))
+        data = self.field(where, name_of(tenant, experiment_id))
         return ExperimentRecord.model_validate_json(data) if data else None
 
     def put_record(
@@ -335,7 +333,7 @@ class Store:
         thing = f"experiment {record.experiment_id}"
         act = Act(record.tenant, kind, thing, name, body)
         more = [version, kind]
-        return self._acted("put", keys.tag(shard), where, act, author, more) == 1
+        return self.acted("put", keys.tag(shard), where, act, author, more) == 1
 
     def versions(self, shard: int) -> dict[str, int]:
         """Newest snapshot version by name."""
@@ -365,7 +363,7 @@ class Store:
         where = [keys.corrections(shard), keys.control(shard), keys.meta(shard)]
         thing = f"correction of {experiment_id}"
         act = Act(tenant, "correction", thing, name, json.dumps(body))
-        self._acted("correct", keys.tag(shard), where, act, author)
+        self.acted("correct", keys.tag(shard), where, act, author)
 
     def corrections(self, shard: int) -> dict[str, dict[str, Any]]:
         """Newest corrections by name; see `Parsed.of`."""
@@ -373,8 +371,7 @@ class Store:
 
     def correction(self, shard: int, name: str) -> dict[str, Any] | None:
         """The newest correction of one experiment."""
-        with self._down():
-            data = self._redis.hget(keys.corrections(shard), name)
+        data = self.field(keys.corrections(shard), name)
         return None if data is None else json.loads(data)
 
     @contextmanager
@@ -395,7 +392,7 @@ class Store:
         """Have a unit erased, if that still is as `expected` (empty: never asked for)."""
         where = [keys.erasures(shard), keys.control(shard)]
         tag = keys.tag(shard)
-        return bool(self._acted("erasure", tag, where, act, author, [expected]))
+        return bool(self.acted("erasure", tag, where, act, author, [expected]))
 
     def note_erasure(self, shard: int, name: str, expected: str, body: str) -> bool:
         """Write how far an erasure has come, if it still is as `expected`."""
@@ -415,7 +412,7 @@ class Store:
         kind, body = "revoked" if key.revoked else "created", json.dumps(key._asdict())
         act = Act(key.tenant, kind, f"key {key.key_id}", key.key_id, body)
         where = [keys.API_KEYS, keys.API_KEYS_GENERATION]
-        self._acted("put_key", keys.KEYS_TAG, where, act, author)
+        self.acted("put_key", keys.KEYS_TAG, where, act, author)
 
     def api_keys(self) -> list[ApiKey]:
         """All API keys."""
@@ -435,7 +432,7 @@ class Store:
 
     # The audit log
 
-    def _acted(
+    def acted(
         self,
         script: str,
         hash_tag: str,
@@ -462,6 +459,11 @@ class Store:
             if answer != ACT_OVERTAKEN:
                 return answer
         raise StoreDownError(f"{act.object}: overtaken {ACT_TRIES} times.")
+
+    def field(self, where: str, name: str) -> bytes | None:
+        """One field of a hash."""
+        with self._down():
+            return cast("bytes | None", self._redis.hget(where, name))
 
     def fields(self, where: str) -> dict[str, bytes]:
         """All fields of a hash."""

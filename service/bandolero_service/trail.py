@@ -12,6 +12,7 @@ from bandolero_service.store import NO_POSITION, Store
 _KINDS = {
     "experiment": keys.records_under,
     "correction of": keys.corrections_under,
+    "book of": keys.priors_under,
     "erasure": keys.erasures_under,
 }
 """Where objects are kept under a hash tag, by what lines call them."""

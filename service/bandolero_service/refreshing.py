@@ -1,0 +1,215 @@
+"""The night: the lake settled with hindsight, corrections and priors published.
+
+All is computed first and published then, each tenant's priors at once. Where a gate
+blocks a prior, the one in force stays, the rest of the night is published all the same,
+and the command's exit code says that somebody should look.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bandolero.experiment import ExperimentRecord
+from bandolero.prior_book import PriorBook, PublishedPrior
+from bandolero_service import keys, priors
+from bandolero_service.audit import Author
+from bandolero_service.commands import (
+    CommandError,
+    Place,
+    UsageError,
+    _all_records,
+    _say,
+    _steps,
+)
+from bandolero_service.reporting import epochs_of
+from bandolero_service.store import Store, name_of
+
+if TYPE_CHECKING:
+    from bandolero.lake.catalog import Lake
+    from bandolero.lake.refit import Refit
+    from bandolero.lake.refresh import Refreshed
+
+SPLIT_DAYS = 7
+"""So many days back the split of decisions is checked: a fault that was mended before is
+past."""
+
+
+class Found(NamedTuple):
+    """What a night found, and what becomes of each prior."""
+
+    refreshed: "Refreshed"
+    refits: "list[Refit]"
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether a gate kept a prior in force."""
+        return any(refit.outcome == "blocked" for refit in self.refits)
+
+
+def refresh(
+    place: Place,
+    tenant: str | None,
+    until: str | None,
+    dry_run: bool,
+    summary: Path | None,
+) -> bool:
+    """Run the nightly job once; whether all its priors passed the gates."""
+    from bandolero.lake.catalog import Lake
+
+    until_ms = None if until is None else _iso_ms(until)
+    owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+    lease = keys.REFRESH_LEASE, owner, keys.REFRESH_LEASE_MS
+    with place.store() as store, store.alone(*lease) as held, _steps() as step:
+        if not held:
+            raise CommandError("another refresh is running; one at a time.")
+        began = time.monotonic()
+        records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
+        lake = Lake(place.settings.lake_url)
+        found = _computed(store, lake, records, until_ms, step)
+        if not dry_run:
+            step("publishing")
+            _publish(store, place.author(store), lake, found)
+    told = _summary(found, dry_run, time.monotonic() - began)
+    if summary is not None:
+        summary.write_text(json.dumps(told, indent=2))
+    for line in _lines(told):
+        _say(line)
+    return not found.is_blocked
+
+
+def _computed(
+    store: Store,
+    lake: "Lake",
+    records: Sequence[ExperimentRecord],
+    until_ms: int | None,
+    step: Any,
+) -> Found:
+    """All of a night but publishing it."""
+    from bandolero.lake.refit import Night, refit
+    from bandolero.lake.refresh import refresh as run
+
+    found = run(lake, records, until_ms, step)
+    step("fitting priors")
+    splits = dict(_splits(store, records, found.watermark_ms))
+    night = Night(found.watermark_ms, found.rollups, found.stages, splits)
+    return Found(found, refit(records, night, priors.books(store)))
+
+
+def _splits(
+    store: Store, records: Sequence[ExperimentRecord], watermark_ms: int
+) -> Iterator[tuple[tuple[str, str], float]]:
+    """p-values of the newest days' split, of the experiments where it can be checked."""
+    from bandolero.epochs import DAY_MS
+    from bandolero.report.counts import check_split, within
+
+    since = watermark_ms // DAY_MS - SPLIT_DAYS
+    for record in records:
+        name = name_of(record.tenant, record.experiment_id)
+        shard = store.shard(record.tenant, record.experiment_id)
+        n_arms = len(record.spec.variants)
+        epochs = within(epochs_of(store, shard, name), n_arms, since, None)
+        strata = check_split(record, epochs).strata
+        if strata and (p_value := strata[-1].p_value) is not None:
+            yield (record.tenant, record.experiment_id), p_value
+
+
+def _publish(store: Store, author: Author, lake: "Lake", found: Found) -> None:
+    """Write what a night found; what is there already is left as it is."""
+    _write_rollups(lake, found.refreshed.watermark_ms, found.refreshed.rollups)
+    for correction in found.refreshed.corrections:
+        names = ("watermark_ms", "changes", "faded", "by_context")
+        body = {name: getattr(correction, name) for name in names}
+        tenant, experiment_id = correction.tenant_id, correction.experiment_id
+        shard = store.shard(tenant, experiment_id)
+        if store.correction(shard, name_of(tenant, experiment_id)) != body:
+            store.put_correction(tenant, experiment_id, body, author)
+    published = [one for one in found.refits if one.outcome == "published"]
+    for tenant in sorted({one.tenant for one in published}):
+        mine = [one.prior for one in published if one.tenant == tenant]
+        priors.publish(store, author, tenant, "refresh", partial(_due, mine))
+    store.note(keys.LAYOUT, keys.REFRESHED_MS, time.time_ns() // 1_000_000)
+
+
+def _due(fresh: Sequence[PublishedPrior], book: PriorBook) -> list[PublishedPrior]:
+    """Priors that are still the next versions: nobody rolled back meanwhile."""
+    before = {prior.name: prior.version for prior in book.priors}
+    return [p for p in fresh if p.version == before.get(p.name, 0) + 1]
+
+
+def _write_rollups(lake: Any, watermark_ms: int, rollups: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(rollups, sink, compression="zstd")
+    name = f"rollups/until-{watermark_ms:013d}.parquet"
+    lake.write_bytes(name, bytes(sink.getvalue()))
+
+
+def _summary(found: Found, dry_run: bool, seconds: float) -> dict[str, Any]:
+    refreshed = found.refreshed
+    changed = [c for c in refreshed.corrections if c.changes]
+    at = datetime.fromtimestamp(refreshed.watermark_ms / 1000, UTC)
+    return {
+        "watermark": at.isoformat(),
+        "watermark_ms": refreshed.watermark_ms,
+        "published": not dry_run,
+        "decisions": refreshed.decisions,
+        "events": refreshed.events,
+        "settled": refreshed.settled,
+        "late_events": refreshed.late_events,
+        "corrected_experiments": {
+            f"{c.tenant_id}/{c.experiment_id}": c.changes for c in changed
+        },
+        "priors": {_name(refit): _told(refit) for refit in found.refits},
+        "bad_files": [bad._asdict() for bad in refreshed.bad_files],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _name(refit: "Refit") -> str:
+    return f"{refit.tenant}/{refit.objective} {refit.group}".rstrip()
+
+
+def _told(refit: "Refit") -> dict[str, Any]:
+    return {
+        "outcome": refit.outcome,
+        "version": refit.prior.version,
+        "n_variants": refit.prior.n_variants,
+        "parameters": refit.prior.parameters,
+        "gates": [finding._asdict() for finding in refit.findings],
+    }
+
+
+def _lines(told: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"refresh up to {told['watermark']}: {told['settled']:,} decisions settled of"
+        f" {told['decisions']:,}, {told['events']:,} events, {told['late_events']:,} late,"
+        f" {len(told['corrected_experiments'])} experiments corrected,"
+        f" {len(told['bad_files'])} bad files, {told['seconds']:.1f} s"
+        f"{'' if told['published'] else ' (dry run: nothing was published)'}"
+    )
+    for name, prior in told["priors"].items():
+        values = ", ".join(f"{k} {v:.4g}" for k, v in prior["parameters"].items())
+        yield (
+            f"prior of {name}, version {prior['version']} from {prior['n_variants']}"
+            f" variants, {prior['outcome']}: {values}"
+        )
+        for gate in prior["gates"]:
+            if gate["blocks"]:
+                yield f"  blocked by the gate of {gate['gate']}: {gate['message']}"
+
+
+def _iso_ms(text: str) -> int:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"until == {text!r}, must be an ISO 8601 time.") from None
+    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return int(at.timestamp() * 1000)
