@@ -1,12 +1,30 @@
 """What a policy that did not serve would have earned: off-policy evaluation.
 
+trials       what is known of a log: trials, and the situations they were made in
+models       predictions of rewards, each from other trials
+estimators   ips, snips, dm, dr, switch_dr, dros
 intervals    how sure a value is: bootstrap, empirical Bernstein
-support      whether the log can say anything: weights and limits on them
+support      whether the log can say anything: diagnostics and limits on them
+evaluation   all of these together: `evaluate`
 difference   two policies on one log, paired
 """
 
 from bandolero.evaluate.difference import Difference, difference
+from bandolero.evaluate.evaluation import Estimate, Evaluation, evaluate
 from bandolero.evaluate.intervals import Interval
-from bandolero.evaluate.support import NotEnoughSupport, Weights
+from bandolero.evaluate.support import NotEnoughSupport, Support, Weights
+from bandolero.evaluate.trials import Situations, Trials
 
-__all__ = ["Difference", "Interval", "NotEnoughSupport", "Weights", "difference"]
+__all__ = [
+    "Difference",
+    "Estimate",
+    "Evaluation",
+    "Interval",
+    "NotEnoughSupport",
+    "Situations",
+    "Support",
+    "Trials",
+    "Weights",
+    "difference",
+    "evaluate",
+]

@@ -12,14 +12,8 @@ from bandolero.evaluate.intervals import (
     groups_of,
     sums_by,
 )
-from bandolero.evaluate.support import (
-    NotEnoughSupport,
-    checked_column,
-    describe,
-    reasons_against,
-)
-
-SMALLEST_PROPENSITY = 1e-12
+from bandolero.evaluate.support import NotEnoughSupport, weight_reasons, weights_of
+from bandolero.evaluate.trials import SMALLEST_PROPENSITY, checked_column
 
 
 class Difference(NamedTuple):
@@ -82,18 +76,13 @@ def difference(
     """
     n = len(rewards)
     rewards = checked_column("rewards", rewards, n)
-    propensities = checked_column(
-        "propensities", propensities, n, low=SMALLEST_PROPENSITY
-    )
-    targets = (
-        checked_column("new", new, n, low=0.0),
-        checked_column("old", old, n, low=0.0),
-    )
-    w_new, w_old = (target / propensities for target in targets)
+    e = checked_column("propensities", propensities, n, SMALLEST_PROPENSITY, 1.0)
+    w_new = checked_column("new", new, n, 0.0, 1.0) / e
+    w_old = checked_column("old", old, n, 0.0, 1.0) / e
     reasons = [
         reason
         for name, w in (("the new policy", w_new), ("the old policy", w_old))
-        for reason in reasons_against(describe(w, rewards, clusters), name)
+        for reason in weight_reasons(weights_of(w, rewards, clusters), name)
     ]
     if reasons:
         return NotEnoughSupport(tuple(reasons))

@@ -28,6 +28,7 @@ MAX_GROUPS = 2000
 """A standard error from so many groups is itself known to 1 / sqrt(2 * 2000) = 1.6 %."""
 N_REPLICATES = 2000
 CONFIDENCE = 0.95
+ROUNDING = 1e-12
 _SEED = 20_090
 
 
@@ -81,16 +82,27 @@ class Bootstrap:
 
         nan where a replicate's lower sum is 0: so few trials say nothing.
         """
-        if np.ptp(below) == 0.0 and np.ptp(above) == 0.0:
-            same = float(above.sum() / below.sum())
-            return Interval(same, same)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            replicates = (self._counts @ above) / (self._counts @ below)
-            without = (above.sum() - above) / (below.sum() - below)
-        value = above.sum() / below.sum()
+        return self.relative(np.stack((above, below), axis=1), None)
+
+    def relative(self, ratio: Floats, to: Floats | None) -> Interval:
+        """BCa interval of a ratio over another; sums above and below, (n_groups, 2)."""
+        value, replicates, without = self._ratios(ratio)
+        if to is not None:
+            other = self._ratios(to)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                value, replicates = value / other[0], replicates / other[1]
+                without = without / other[2]
         if not (np.isfinite(replicates).all() and np.isfinite(without).all()):
             return Interval(math.nan, math.nan)
-        return _bca(float(value), replicates, without.mean() - without)
+        return _bca(value, replicates, without.mean() - without)
+
+    def _ratios(self, sums: Floats) -> tuple[float, Floats, Floats]:
+        """The ratio of all groups, of each replicate, and without each group."""
+        total, drawn = sums.sum(axis=0), self._counts @ sums
+        left = total - sums
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = float(total[0] / total[1])
+            return value, drawn[:, 0] / drawn[:, 1], left[:, 0] / left[:, 1]
 
 
 @lru_cache(maxsize=1)
@@ -106,7 +118,7 @@ def _counts(n_groups: int) -> Floats:
 def _bca(value: float, replicates: Floats, influence: Floats) -> Interval:
     """Quantiles of the replicates, moved for their bias and skewness."""
     squares = float(np.sum(influence**2))
-    if squares == 0.0:
+    if squares <= (ROUNDING * value) ** 2:
         return Interval(value, value)
     acceleration = float(np.sum(influence**3)) / (6.0 * squares**1.5)
     below = np.mean(replicates < value) + 0.5 * np.mean(replicates == value)
