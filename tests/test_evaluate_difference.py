@@ -148,6 +148,6 @@ def test_bernstein_covers_where_nothing_was_seen() -> None:
 def test_skewness_moves_the_bootstrap() -> None:
     """Of rare large values the interval reaches further up than down, as it should."""
     values = np.r_[np.zeros(970), np.full(30, 10.0)]
-    low, high = Bootstrap(1000).interval(values, np.ones(1000))
+    low, high = Bootstrap(np.stack((values, np.ones(1000)), axis=1)).interval(0, 1)
     assert low < 0.3 < high
     assert high - 0.3 > 1.1 * (0.3 - low)

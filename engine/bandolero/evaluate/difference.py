@@ -98,12 +98,12 @@ def _difference(
     old_terms = w_old * residual + base
     sums = sums_by(group, (w_new - w_old) * residual, old_terms, np.ones(len(rewards)))
     gain, old = (float(x) / len(rewards) for x in sums[:, :2].sum(axis=0))
-    bootstrap = Bootstrap(len(sums))
+    bootstrap = Bootstrap(sums)
     return Difference(
         old=old,
         new=old + gain,
         gain=gain,
-        gain_interval=bootstrap.interval(sums[:, 0], sums[:, 2]),
+        gain_interval=bootstrap.interval(0, 2),
         lift=gain / old if old else float("nan"),
-        lift_interval=bootstrap.interval(sums[:, 0], sums[:, 1]),
+        lift_interval=bootstrap.interval(0, 1),
     )

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bandolero.evaluate import intervals
 from bandolero.evaluate.estimators import Terms, estimate_all
 from bandolero.evaluate.intervals import (
     Bootstrap,
     Floats,
     Interval,
-    bernstein,
     sums_by,
     sums_of,
 )
@@ -83,6 +83,7 @@ def evaluate(trials: Trials, target: Floats) -> Evaluation:
 
     Examples
     --------
+    >>> from bandolero.evaluate.trials import Situations
     >>> arms, hit = np.arange(8000) % 2, np.arange(8000) % 5 == 0
     >>> trials = Trials(
     ...     arms, hit.astype(float), np.full(8000, 0.5), 0 * arms, Situations.alike(2)
@@ -105,25 +106,33 @@ def evaluate(trials: Trials, target: Floats) -> Evaluation:
 
 def _estimates(trials: Trials, weighed: Weighed) -> dict[str, Estimate]:
     """Every estimator with its intervals, all from the same replicates."""
-    n, group = len(trials), trials.group
-    ones = np.ones(n)
-    own = sums_by(group, trials.rewards, ones)
-    bootstrap, widths = Bootstrap(len(own)), _widths(trials, weighed)
+    terms_by_name = estimate_all(weighed, trials.group)
+    mean = float(trials.rewards.mean())
+    widths, bootstrap = _widths(trials, weighed), _bootstrap(trials, terms_by_name)
     found = {}
-    for name, terms in estimate_all(weighed, group).items():
-        below = ones if terms.below is None else terms.below
-        sums = sums_by(group, terms.above, below)
+    for i, (name, terms) in enumerate(terms_by_name.items()):
+        above, below = 2 + 2 * i, 3 + 2 * i
+        bernstein = _bernstein(trials, terms, widths[name]) if name in widths else None
         found[name] = Estimate(
             value=terms.value,
-            bootstrap=bootstrap.interval(sums[:, 0], sums[:, 1]),
-            bernstein=_bernstein(trials, terms, widths[name])
-            if name in widths
-            else None,
-            relative=terms.value / float(trials.rewards.mean()),
-            relative_interval=bootstrap.relative(sums, own),
+            bootstrap=bootstrap.interval(above, below),
+            bernstein=bernstein,
+            relative=terms.value / mean if mean else math.nan,
+            relative_interval=bootstrap.interval(above, below, to=(0, 1)),
             limit=terms.limit,
         )
     return found
+
+
+def _bootstrap(trials: Trials, terms_by_name: dict[str, Terms]) -> Bootstrap:
+    """Replicates of the log's rewards and trials, then of each estimator's two sums."""
+    ones = np.ones(len(trials))
+    own = sums_by(trials.group, trials.rewards, ones)
+    sums = [
+        sums_by(trials.group, terms.above, ones if terms.below is None else terms.below)
+        for terms in terms_by_name.values()
+    ]
+    return Bootstrap(np.hstack((own, *sums)))
 
 
 def _widths(trials: Trials, of: Weighed) -> dict[str, float]:
@@ -145,5 +154,7 @@ def _bernstein(trials: Trials, terms: Terms, width: float) -> Interval:
     """Bernstein's interval of a mean of terms, by cluster."""
     clusters, high = trials.clusters, trials.reward_max or 0.0
     largest = 1 if clusters is None else int(np.bincount(clusters).max())
-    found = bernstein(sums_of(terms.above, clusters), len(trials), largest * width)
+    found = intervals.bernstein(
+        sums_of(terms.above, clusters), len(trials), largest * width
+    )
     return Interval(max(found.low, 0.0), min(found.high, high))

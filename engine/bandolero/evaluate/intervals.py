@@ -70,39 +70,32 @@ class Bootstrap:
 
     Parameters
     ----------
-    n_groups
-        How many groups there are; each replicate draws as many, with replacement.
+    sums
+        (n_groups, n_columns), of each group. A replicate draws as many groups as there
+        are, with replacement.
     """
 
-    def __init__(self, n_groups: int) -> None:
-        self._counts = _counts(n_groups)
+    def __init__(self, sums: Floats) -> None:
+        total = sums.sum(axis=0)
+        # The sums themselves; those without each group; those of each replicate.
+        self._rows = np.vstack((total, total - sums, _counts(len(sums)) @ sums))
+        self._n_groups = len(sums)
 
-    def interval(self, above: Floats, below: Floats) -> Interval:
-        """BCa interval of sum(above) / sum(below); both (n_groups,).
+    def interval(
+        self, above: int, below: int, to: tuple[int, int] | None = None
+    ) -> Interval:
+        """BCa interval of column `above` over `below`, and that over another ratio.
 
-        nan where a replicate's lower sum is 0: so few trials say nothing.
+        nan where a lower sum can be 0: so few trials say nothing.
         """
-        return self.relative(np.stack((above, below), axis=1), None)
-
-    def relative(self, ratio: Floats, to: Floats | None) -> Interval:
-        """BCa interval of a ratio over another; sums above and below, (n_groups, 2)."""
-        value, replicates, without = self._ratios(ratio)
-        if to is not None:
-            other = self._ratios(to)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                value, replicates = value / other[0], replicates / other[1]
-                without = without / other[2]
-        if not (np.isfinite(replicates).all() and np.isfinite(without).all()):
-            return Interval(math.nan, math.nan)
-        return _bca(value, replicates, without.mean() - without)
-
-    def _ratios(self, sums: Floats) -> tuple[float, Floats, Floats]:
-        """The ratio of all groups, of each replicate, and without each group."""
-        total, drawn = sums.sum(axis=0), self._counts @ sums
-        left = total - sums
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(total[0] / total[1])
-            return value, drawn[:, 0] / drawn[:, 1], left[:, 0] / left[:, 1]
+            ratios = self._rows[:, above] / self._rows[:, below]
+            if to is not None:
+                ratios /= self._rows[:, to[0]] / self._rows[:, to[1]]
+        if not np.isfinite(ratios).all():
+            return Interval(math.nan, math.nan)
+        without, replicates = np.split(ratios[1:], [self._n_groups])
+        return _bca(float(ratios[0]), replicates, without.mean() - without)
 
 
 @lru_cache(maxsize=1)

@@ -161,22 +161,31 @@ def _solved(gram: Floats, moment: Floats, squares: float) -> Floats:
 def _inverses(gram: Floats, moment: Floats, squares: float) -> tuple[Floats, Floats]:
     """Inverses of the penalised sums of x x': by arm, and of all arms."""
     identity = np.eye(gram.shape[1])
-    pull = _shrinkage(gram[:, 0, 0], moment[:, 0], squares)
-    own = np.linalg.inv(gram + pull * identity)
     shared = np.linalg.inv(gram.sum(axis=0) + identity)
+    penalty = _shrinkage(gram, moment, squares, shared)
+    own = np.linalg.inv(gram + penalty * identity)
     return np.asarray(own, np.float64), np.asarray(shared, np.float64)
 
 
-def _shrinkage(trials: Floats, rewards: Floats, squares: float) -> float:
-    """Variance of a trial over that between arms, by moments; (n_arms,) each."""
-    seen = trials > 0.0
-    n, total = trials[seen], float(trials.sum())
-    if len(n) < 2 or total <= len(n):
+def _shrinkage(gram: Floats, moment: Floats, squares: float, shared: Floats) -> float:
+    """Variance of a trial over that of a coefficient between arms, by moments.
+
+    What arms explain beyond all of them together, less what noise explains, over how much
+    it grows with the variance of coefficients; without context, DerSimonian and Laird's.
+    """
+    inverse = np.linalg.inv(gram + np.eye(gram.shape[1]))
+    ranks = np.einsum("kij,kji->k", inverse, gram)
+    total = gram.sum(axis=0)
+    free = float(total[0, 0] - ranks.sum())
+    if free <= 0.0:
         return SHRINKAGE_MAX
-    means, mean = rewards[seen] / n, float(rewards.sum()) / total
-    noise = max(squares - float(n @ means**2), 0.0) / (total - len(n))
-    surplus = float(n @ (means - mean) ** 2) - (len(n) - 1) * noise
-    between = surplus / (total - float(n @ n) / total)
+    noise = squares - float(np.einsum("ki,kij,kj->", moment, inverse, moment))
+    noise = max(noise, 0.0) / free
+    residual = moment - gram @ (shared @ moment.sum(axis=0))
+    explained = float(np.einsum("ki,kij,kj->", residual, inverse, residual))
+    by_noise = noise * float(ranks.sum() - np.trace(shared @ total))
+    slope = np.trace(total) - np.einsum("ij,kjl,kli->", shared, gram, gram)
+    between = max(explained - by_noise, 0.0) / float(slope) if slope > 0.0 else 0.0
     if between <= noise / SHRINKAGE_MAX:
         return SHRINKAGE_MAX
     return max(noise / between, SHRINKAGE_MIN)
