@@ -68,10 +68,12 @@ imports: $(VENV)/.dev  ## check who may import whom
 audit: $(VENV)/.dev  ## look for known vulnerabilities in what users install
 	$(BIN)/python .ci/audit.py requirements.lock
 
-# Kernels run as plain Python here, so that their lines are seen; hence the longer time limit.
-coverage: $(VENV)/.dev  ## run the tests with kernels as plain Python, and measure
+# Tests of the engine alone, with kernels as plain Python, so that their lines are seen; hence the longer time limit.
+ENGINE_TESTS = $(shell grep -L 'bandolero_service\|service_helpers' tests/test_*.py)
+
+coverage: $(VENV)/.dev  ## run the engine's tests with kernels as plain Python, and measure
 	$(BIN)/coverage erase
-	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow" --timeout 300 $(SPREAD) $(ARGS)
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow" --timeout 300 $(SPREAD) $(ENGINE_TESTS) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
