@@ -69,6 +69,18 @@ def test_lost_events_are_forgotten_by_time() -> None:
     assert (len(held), held.oldest()) == (0, None)
 
 
+def test_a_decision_from_the_future_keeps_nothing_for_ever() -> None:
+    """An event whose decision a clock that was ahead dated is let go by its own log time."""
+    held = HeldEvents()
+    ahead_ms = START_MS + 1_000 * BUCKET_MS
+    for i in range(2):
+        held.add(held_rows([told(i, ahead_ms, f"{START_MS + i}-0")]))
+    assert held.forget_before(START_MS + 1) == 1
+    assert (len(held), held.oldest()) == (1, f"{START_MS + 1}-0")
+    assert held.forget_before(START_MS + 2) == 1
+    assert held.oldest() is None
+
+
 @given(stories(tenant="acme"), stories(tenant="bolt"))
 def test_closed_decisions_are_split_by_experiment(acme: Story, bolt: Story) -> None:
     """Each experiment gets its decisions and the events of these, in log order; no other."""

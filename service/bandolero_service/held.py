@@ -77,21 +77,37 @@ class HeldEvents:
         gone = pc.is_in(decisions["decision_id"], value_set=asked)
         settled = decisions["decision_id"].filter(gone).combine_chunks()
         for bucket in _distinct(_buckets_of(decisions)):
-            if parts := self._buckets.pop(bucket, None):
+            if parts := self._buckets.get(bucket):
                 held = pa.concat_tables(parts)
                 stays = pc.invert(pc.is_in(held["decision_id"], value_set=settled))
-                if len(left := held.filter(stays).combine_chunks()):
-                    self._buckets[bucket] = [left]
+                self._replace(bucket, held.filter(stays).combine_chunks())
 
-    def forget_before(self, decided_at_ms: int) -> int:
-        """Let go the events of decisions made in an earlier bucket; how many there were."""
-        gone = [b for b in self._buckets if b < decided_at_ms // BUCKET_MS]
-        return sum(len(part) for b in gone for part in self._buckets.pop(b))
+    def forget_before(self, ms: int) -> int:
+        """Let go what was decided in an earlier bucket, or logged earlier; how much it was.
+
+        A worker's clock may be ahead: the decision's own time is then in the future, and
+        would keep the event, and the log behind it, until that has come.
+        """
+        n_before, first = len(self), ms // BUCKET_MS
+        for bucket in [b for b in self._buckets if b < first]:
+            del self._buckets[bucket]
+        for bucket, parts in list(self._buckets.items()):
+            if parts[0]["log_ms"][0].as_py() < ms:
+                held = pa.concat_tables(parts)
+                left = held.filter(pc.greater_equal(held["log_ms"], ms))
+                self._replace(bucket, left.combine_chunks())
+        return n_before - len(self)
 
     def oldest(self) -> str | None:
         """Log id of the event held that was logged first."""
         firsts = [parts[0]["log_id"][0].as_py() for parts in self._buckets.values()]
         return min(firsts, key=log_order, default=None)
+
+    def _replace(self, bucket: int, left: pa.Table) -> None:
+        if len(left):
+            self._buckets[bucket] = [left]
+        else:
+            del self._buckets[bucket]
 
 
 def _distinct(buckets: np.ndarray) -> list[int]:

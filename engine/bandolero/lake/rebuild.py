@@ -179,7 +179,8 @@ class _Walk:
     def _forget(self, until_ms: int) -> None:
         """Drop what no open decision, and no later one, can need."""
         oldest = until_ms - self._longest_ms
-        self.held = self.held.filter(pc.less_equal(oldest, self.held["decided_at_ms"]))
+        recent = pc.min_element_wise(self.held["decided_at_ms"], self.held["log_ms"])
+        self.held = self.held.filter(pc.less_equal(oldest, recent))
         rows = self.snapshots
         newest = {name: i for i, name in enumerate(_names(rows).to_pylist())}
         keep = np.asarray(rows["log_ms"].to_numpy()) >= oldest - self._served_ms
