@@ -18,6 +18,7 @@ from bandolero_service.demo.checks import (
     end_checks,
     is_settled,
     night_checks,
+    prior_check,
     traffic_checks,
 )
 from bandolero_service.demo.client import Faults
@@ -220,6 +221,27 @@ def test_a_kept_prior_is_no_failure() -> None:
     assert passed(night_checks(good, differs)) == [True, False]
     assert night_checks(kept, good)[0].seen == "exit code 3: kept the old prior"
     assert night_checks(kept, good)[1].seen == "agrees"
+
+
+def test_a_new_experiment_takes_what_was_published_and_only_that() -> None:
+    """With a prior published it must have one, and without it none; what it has is told."""
+    line = (
+        "prior of demo/click.binary.decision, version 1 from 40 variants, published: …"
+    )
+    variant: dict[str, Any] = {"id": "p1", "prior": None}
+    cold: dict[str, Any] = {"spec": {"variants": [variant]}, "prior_sources": {}}
+    source = {"objective": "click.binary.decision", "group": "", "version": 1}
+    prior = {"alpha": 2.0, "beta": 140.0}
+    warm = {
+        "spec": {"variants": [variant | {"prior": prior}]},
+        "prior_sources": {"p1": source},
+    }
+    checks = [
+        prior_check(night, record) for night in (line, "") for record in (warm, cold)
+    ]
+    assert passed(tuple(checks)) == [True, False, False, True]
+    assert checks[0].seen == "Beta(2.00, 140.0), version 1 of click.binary.decision"
+    assert checks[3].seen == "too little history for a prior"
 
 
 def test_end_is_clean_only_with_code_0_and_nobody_left() -> None:

@@ -1,6 +1,6 @@
 """What has to hold for the demo to have gone well."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from subprocess import CompletedProcess
 from typing import Any
@@ -12,6 +12,7 @@ from bandolero_service.demo.play import Play
 REFRESH_EXIT_CODES = (0, 3)
 # A click that a busy machine delays past the window of one second is not learned.
 LEARNED_SHARE_MIN = 0.99
+PUBLISHED = " variants, published:"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,25 @@ def night_checks(
             replay.returncode == 0,
             _last_words(replay),
         ),
+    )
+
+
+def prior_check(night: str, record: Mapping[str, Any]) -> Check:
+    """Whether a new experiment took the prior that the night published, if it did."""
+    first = record["spec"]["variants"][0]
+    source = record["prior_sources"].get(first["id"])
+    seen = "too little history for a prior"
+    if source is not None:
+        prior = first["prior"]
+        seen = (
+            f"Beta({prior['alpha']:.2f}, {prior['beta']:.1f}),"
+            f" version {source['version']} of {source['objective']}"
+        )
+    was_published = PUBLISHED in night
+    return Check(
+        "a new experiment starts with what the night learned",
+        was_published == (source is not None),
+        seen,
     )
 
 

@@ -131,7 +131,10 @@ def _run(
             reports = stages.settle(client, experiment_ids, decisions, narrator)
         stages.archive(narrator)
         checks = traffic_checks(faults, play, reports)
-        checks += stages.refresh_and_replay(server, experiment_ids[0], narrator)
+        night, found = stages.refresh_and_replay(server, experiment_ids[0], narrator)
+        checks += found
+        with contextlib.closing(Client(server.port, key)) as client:
+            checks += stages.start_warm(client, tests[0], night, narrator)
         checks += stages.stop(server, narrator)
     return _record(options, source, tests, play, reports, checks)
 

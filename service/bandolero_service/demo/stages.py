@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandolero.simulate import Environment
-from bandolero_service.demo.checks import Check, end_checks, is_settled, night_checks
+from bandolero_service.demo.checks import (
+    Check,
+    end_checks,
+    is_settled,
+    night_checks,
+    prior_check,
+)
 from bandolero_service.demo.client import Client
 from bandolero_service.demo.plan import Counts, variant_id
 from bandolero_service.demo.play import Play, Player
@@ -14,6 +20,7 @@ from bandolero_service.demo.screen import Narrator, percent
 from bandolero_service.demo.server import ARCHIVE_INTERVAL_S, PrivateServer
 
 TENANT = "demo"
+NEXT = "demo-next"
 # A started experiment is live on all workers within one second, by contract.
 LIVE_AFTER_S = 1.5
 SETTLE_TIMEOUT_S = 15.0
@@ -115,13 +122,23 @@ def archive(narrator: Narrator) -> None:
 
 def refresh_and_replay(
     server: PrivateServer, experiment_id: str, narrator: Narrator
-) -> tuple[Check, ...]:
-    """Refresh, and replay one experiment, beside the running server."""
+) -> tuple[str, tuple[Check, ...]]:
+    """Refresh, and replay one experiment, beside the running server; what refresh said."""
     with narrator.stage("Refreshing from the lake"):
         refresh = server.command("refresh")
     with narrator.stage("Replaying one experiment"):
         replay = server.command("replay", experiment_id, "--tenant", TENANT)
-    return night_checks(refresh, replay)
+    return refresh.stdout, night_checks(refresh, replay)
+
+
+def start_warm(
+    client: Client, test: Environment, night: str, narrator: Narrator
+) -> tuple[Check, ...]:
+    """Start one more experiment: it believes what the night learned from the others."""
+    path = f"/v1/experiments/{NEXT}"
+    with narrator.stage("Starting one more experiment"):
+        client.expect("PUT", path, specification(test, NEXT))
+        return (prior_check(night, client.expect("POST", f"{path}/start", {})),)
 
 
 def stop(server: PrivateServer, narrator: Narrator) -> tuple[Check, ...]:
