@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bandolero.documents import MAX_FILE_BYTES
 from bandolero.experiment import (
-    MAX_FILE_BYTES,
     BetaThompsonSpec,
     CategoricalField,
     CyclicField,

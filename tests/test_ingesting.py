@@ -9,7 +9,7 @@ import pytest
 
 from bandolero.lake.catalog import Lake
 from bandolero.lake.erase import Erasure, erase
-from bandolero.lake.ingest import MAX_MS, ingest
+from bandolero.lake.ingest import Terms
 from bandolero_service import keys
 from bandolero_service.erasures import SLACK_MS, ask, state_of, work_off
 from bandolero_service.ids import Signer
@@ -17,9 +17,9 @@ from bandolero_service.ingesting import BusyError
 from bandolero_service.ingesting import ingest as ingest_hidden
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
+from ingest_files import FOREVER_MS, NOW_MS, export, quarantined, shown, take_in
 from service_helpers import needs_server
 from strategies import decision, decisions_table
-from test_lake import export, quarantined, shown
 from worker import AUTHOR
 
 
@@ -35,10 +35,10 @@ def test_same_file_again_leaves_the_quarantine_as_it_is(
     """What was erased from refused rows does not come back with their file."""
     rows = [shown(unit="alice"), shown(unit="alice", propensity=7.0)]
     path = export(tmp_path / "a.parquet", rows)
-    ingest(lake, "decisions", [path])
-    alice = Erasure("acme", "alice", MAX_MS)
+    take_in(lake, "decisions", [path])
+    alice = Erasure("acme", "alice", FOREVER_MS)
     assert erase(lake, lambda _: True, [alice]).rows == {("acme", "alice"): 1}
-    (file,) = ingest(lake, "decisions", [path]).files
+    (file,) = take_in(lake, "decisions", [path]).files
     assert (file.accepted, file.refused, file.reason) == (0, 0, None)
     assert [r["unit"] for r in quarantined(lake, "decisions", "rows")] == [None]
 
@@ -57,7 +57,7 @@ def test_a_killed_ingest_leaves_nothing_to_an_erasure(
 
     monkeypatch.setattr(lake, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
-        ingest(lake, "decisions", [path])
+        take_in(lake, "decisions", [path])
     with pytest.raises(KeyboardInterrupt):
         lake.commit("s0", 0, 9, {"decisions": decisions_table([decision()])})
     monkeypatch.undo()
@@ -75,10 +75,10 @@ def test_units_that_no_erasure_can_name_are_refused(
 ) -> None:
     """Too short or too long: in quarantine, without the unit; the longest one is taken."""
     rows = [shown(unit="ü" * length), shown(unit="ü" * 256), shown(unit=None)]
-    ingest(lake, "decisions", [export(tmp_path / "a.parquet", rows)])
+    take_in(lake, "decisions", [export(tmp_path / "a.parquet", rows)])
     (refused,) = quarantined(lake, "decisions", "rows")
-    assert refused["reason"] == f"unit has {length} characters, must have 1 to 256."
-    assert refused["unit"] is None
+    told = [refused[name] for name in ("row", "column", "value", "reason", "unit")]
+    assert told == [1, "unit", None, "must have 1 to 256 characters.", None]
     assert lake.read("decisions")[0]["unit"].to_pylist() == ["ü" * 256, None]
 
 
@@ -105,7 +105,9 @@ def test_ingest_does_not_bring_back_who_was_erased(
         shown(unit="alice", decided_at_ms=later_ms),
     ]
     export(tmp_path / "a.parquet", rows)
-    found = ingest_hidden(store, b"root", lake, "decisions", [tmp_path / "a.parquet"])
+    terms = Terms(now_ms=max(later_ms, NOW_MS))
+    paths = [tmp_path / "a.parquet"]
+    found = ingest_hidden(store, b"root", lake, "decisions", paths, terms)
     assert (found.accepted, found.refused) == (2, 1)
     units = lake.read("decisions")[0]["unit"].to_pylist()
     assert units == [None, alice]

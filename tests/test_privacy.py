@@ -17,10 +17,11 @@ from bandolero.draws import draws
 from bandolero.lake.catalog import Lake
 from bandolero.log import read_block
 from bandolero_service import keys
-from bandolero_service.commands import Place, ingest
+from bandolero_service.commands import Place, apply_experiments
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.explain import explain
 from bandolero_service.ids import Signer
+from bandolero_service.loading import load
 from bandolero_service.settings import Settings
 from bandolero_service.spool import orphans
 from bandolero_service.store import NO_POSITION, Store, StoreDownError, blocks_of
@@ -170,12 +171,19 @@ def test_a_spool_holds_pseudonyms_only(
 def test_ingested_units_are_stored_as_pseudonyms(tmp_path: Path) -> None:
     """Taken in or refused, a row of another system's file loses its raw unit; an erasure
     finds it by the same pseudonym."""
+    past = {"decided_at_ms": 1_700_000_000_000, "variant_id": "v0"}
     rows = decisions_table(
-        [decision(unit=UNIT), decision(unit=UNIT, propensity=7.0), decision()]
+        [
+            decision(unit=UNIT, **past),
+            decision(unit=UNIT, propensity=7.0, **past),
+            decision(**past),
+        ]
     )
     pq.write_table(rows, tmp_path / "theirs.parquet")
     place = Place(Settings(data_dir=tmp_path / "d", secret="secret"))
-    ingest(place, "decisions", [tmp_path / "theirs.parquet"])
+    (tmp_path / "hats.json").write_text(json.dumps(experiment("hats")))
+    apply_experiments(place, [tmp_path / "hats.json"], "acme", start=False)
+    load(place, "decisions", [str(tmp_path / "theirs.parquet")])
     lake = Lake(place.settings.lake_url)
     pseudonym = Signer(b"secret", "acme").pseudonym(UNIT)
     assert lake.read("decisions")[0]["unit"].to_pylist() == [pseudonym, None]

@@ -214,9 +214,9 @@ def test_one_owner_at_a_time_holds_a_lease(store: Store) -> None:
     assert store.take_lease(1, "learner", "other") is None
     assert store.take_lease(1, "archiver", "other") is not None
     assert store.take_lease(2, "learner", "other") is not None
-    store.drop_lease(1, "learner", "other")
+    store.keep(keys.lease(1, "learner"), "other", 0)
     assert store.take_lease(1, "learner", "other") is None
-    store.drop_lease(1, "learner", "one")
+    store.keep(keys.lease(1, "learner"), "one", 0)
     assert store.take_lease(1, "learner", "other") == fence + 1
 
 
@@ -496,5 +496,5 @@ def test_a_lease_renewed_late_keeps_its_fence(store: Store) -> None:
     assert heir is not None
     assert heir != fence
     assert store.take_lease(1, "learner", "slow") is None
-    store.drop_lease(1, "learner", "heir")
+    store.keep(keys.lease(1, "learner"), "heir", 0)
     assert store.take_lease(1, "learner", "slow") == heir + 1

@@ -6,19 +6,16 @@ author mends it in one go. An `ExperimentRecord` is a specification with its lif
 variant states, version.
 """
 
-import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from math import fsum
-from reprlib import Repr
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bandolero.attributes import FeatureTable, attribute_features, paired_features
+from bandolero.documents import UnreadableDocumentError, decoded, faults_of
 from bandolero.landing import landing_faults
 from bandolero.policy_specs import (
     PRIOR_PARAMETERS,
@@ -71,7 +68,6 @@ __all__ = [
 OTHER = "other"
 """The level of a categorical field that stands for all unknown ones."""
 MAX_VARIANTS = 1000
-MAX_FILE_BYTES = 1_000_000
 MAX_WINDOW_S = 86_400.0
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -311,7 +307,7 @@ def parse_experiment(raw: object) -> Experiment:
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        faults = [_fault(dict(item)) for item in error.errors()]
+        faults = faults_of(error, "experiment file")
     if isinstance(raw, Mapping):
         faults += _cross_faults(cast("Mapping[str, Any]", raw))
     if experiment is not None:
@@ -334,91 +330,10 @@ def load_experiment(text: bytes) -> Experiment:
     InvalidExperimentError
         When the file is too large, cannot be read, or breaks a rule.
     """
-    if len(text) > MAX_FILE_BYTES:
-        message = f"file == {len(text)} bytes, must be <= {MAX_FILE_BYTES}."
-        raise InvalidExperimentError([Fault("", message)])
     try:
-        raw = _decoded(text)
-    except _UNREADABLE as error:
-        message = f"file is not YAML or JSON: {' '.join(str(error).split())[:300]}."
-        raise InvalidExperimentError([Fault("", message)]) from None
-    return parse_experiment(raw)
-
-
-# PyYAML answers a bad tagged scalar (`!!int ""`) with whatever its code ran into.
-_UNREADABLE = (
-    yaml.YAMLError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML without aliases: a kilobyte of them can stand for 9 ** 30 items."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next node, spelled out."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) must be spelled out")
-        return super().compose_node(parent, index)
-
-
-def _decoded(text: bytes) -> object:
-    """JSON as JSON: YAML reads 1e-05 as text and takes an escaped emoji apart."""
-    try:
-        return json.loads(text.decode("utf-8-sig"))
-    except ValueError:
-        loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
-
-
-def _shown(value: object) -> str:
-    """A value as its author would know it again, in at most 80 characters."""
-    try:
-        shown = _SHORT.repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return f"<{type(value).__name__} beyond all measure>"
-    return shown if len(shown) <= 80 else shown[:77] + "..."
-
-
-def _fault(item: dict[str, Any]) -> Fault:
-    """Turn a pydantic error into our grammar: name == value, must be rule."""
-    field = _field_name(item["loc"])
-    rule = re.sub(r"^\w+ should ", "", str(item["msg"]))
-    kind = item["type"]
-    if kind == "missing":
-        return Fault(field, f"{field} is missing.")
-    if kind in {"extra_forbidden", "invalid_key"}:
-        return Fault(field, f"{field} is not a known field.")
-    if kind.startswith("union_tag"):
-        tags = item.get("ctx", {}).get("expected_tags", "")
-        given = item.get("ctx", {}).get("tag")
-        return Fault(f"{field}.kind", f"{field}.kind == {given!r}, must be {tags}.")
-    shown = _shown(item["input"])
-    return Fault(field, f"{field or 'experiment file'} == {shown}, must {rule}.")
-
-
-def _field_name(loc: tuple[str | int, ...]) -> str:
-    """Dotted path as an author would write it, without the tags of tagged unions."""
-    parts: list[str] = []
-    for i, part in enumerate(loc):
-        is_tag = (i == 1 and loc[0] == "policy") or (i == 2 and loc[0] == "context")
-        if isinstance(part, int):
-            parts[-1:] = [f"{parts[-1]}[{part}]" if parts else f"[{part}]"]
-        elif not is_tag:
-            parts.append(part)
-    return ".".join(parts)
+        return parse_experiment(decoded(text))
+    except UnreadableDocumentError as error:
+        raise InvalidExperimentError([Fault("", str(error))]) from None
 
 
 def _cross_faults(raw: Mapping[str, Any]) -> list[Fault]:

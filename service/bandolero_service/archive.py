@@ -269,6 +269,6 @@ def _renew(store: Store, shard: int, owner: str) -> None:
 
 def _drop(store: Store, shard: int, owner: str) -> None:
     try:
-        store.drop_lease(shard, "archiver", owner)
+        store.keep(keys.lease(shard, "archiver"), owner, 0)
     except StoreDownError as error:
         log.debug("%s", error)

@@ -11,7 +11,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from bandolero_service import backup, commands, prior_commands, refreshing
-from bandolero_service.commands import CommandError, Place, UsageError
+from bandolero_service.commands import (
+    CommandError,
+    Place,
+    RefusedLimitError,
+    UsageError,
+)
 from bandolero_service.embedded import EmbeddedStoreError
 from bandolero_service.errors import ApiError
 from bandolero_service.secret import check_exposure
@@ -28,7 +33,7 @@ experiment_app = typer.Typer(no_args_is_help=True, help="Apply, list and show.")
 keys_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 audit_app = typer.Typer(no_args_is_help=True, help="List and verify the audit log.")
 priors_app = typer.Typer(no_args_is_help=True, help="List, compare and roll back.")
-ingest_app = typer.Typer(no_args_is_help=True, help="Load Parquet files into the lake.")
+ingest_app = typer.Typer(no_args_is_help=True, help="Load files into the lake.")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
@@ -50,6 +55,24 @@ LakeOption = Annotated[
 ]
 TenantOption = Annotated[
     str | None, typer.Option(help="Whose; may be left out where there is only one.")
+]
+
+PathsArgument = Annotated[
+    list[str],
+    typer.Argument(help="Parquet, CSV or JSON lines files, folders, or s3://…"),
+]
+MappingOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, help="YAML: what the files' columns are."
+    ),
+]
+MaxRefusedOption = Annotated[
+    str | None,
+    typer.Option(help="Take no file in of which more is refused: 1% (exit code 4)."),
+]
+RowsTenantOption = Annotated[
+    str | None, typer.Option(help="Whose rows these are. Default: their tenant_id.")
 ]
 
 
@@ -213,25 +236,41 @@ def replay(
 
 
 @ingest_app.command(
-    "decisions", epilog="Example: bandolero ingest decisions logs/*.parquet"
+    "decisions",
+    epilog="Example: bandolero ingest decisions logs/ --mapping shop.yaml --max-refused 1%",
 )
 def ingest_decisions(
-    paths: Annotated[list[Path], typer.Argument(help="Parquet files or folders.")],
+    paths: PathsArgument,
+    mapping: MappingOption = None,
+    max_refused: MaxRefusedOption = None,
+    store: StoreOption = None,
     data_dir: DataDirOption = None,
     lake: LakeOption = None,
+    tenant: RowsTenantOption = None,
 ) -> None:
     """Load decisions; refused rows go to quarantine with their reason."""
-    commands.ingest(_place(None, data_dir, lake), "decisions", paths)
+    from bandolero_service.loading import load
+
+    place = _place(store, data_dir, lake)
+    load(place, "decisions", paths, mapping, max_refused, tenant)
 
 
-@ingest_app.command("events", epilog="Example: bandolero ingest events clicks.parquet")
+@ingest_app.command(
+    "events", epilog="Example: bandolero ingest events s3://exports/clicks.parquet"
+)
 def ingest_events(
-    paths: Annotated[list[Path], typer.Argument(help="Parquet files or folders.")],
+    paths: PathsArgument,
+    mapping: MappingOption = None,
+    max_refused: MaxRefusedOption = None,
+    store: StoreOption = None,
     data_dir: DataDirOption = None,
     lake: LakeOption = None,
+    tenant: RowsTenantOption = None,
 ) -> None:
     """Load events; refused rows go to quarantine with their reason."""
-    commands.ingest(_place(None, data_dir, lake), "events", paths)
+    from bandolero_service.loading import load
+
+    load(_place(store, data_dir, lake), "events", paths, mapping, max_refused, tenant)
 
 
 @keys_app.command(
@@ -422,6 +461,8 @@ def main() -> NoReturn:
         for fault in error.faults or [error]:
             sys.stderr.write(f"bandolero: {fault.message}\n")
         sys.exit(1)
+    except RefusedLimitError as error:
+        _fail(str(error), 4)
     except (
         CommandError,
         StoreDownError,

@@ -46,6 +46,10 @@ class UsageError(CommandError):
     """A command was asked in a way that cannot be understood."""
 
 
+class RefusedLimitError(CommandError):
+    """More rows of a file are refused than may be."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a command works."""
@@ -175,27 +179,6 @@ def replay(place: Place, experiment_id: str, tenant: str | None) -> None:
     _say(
         f"{_name(record)}: {n:,} decisions of the lake fold to the state of snapshot"
         f" {version}, {'bit for bit' if found.exact else 'sums to 1e-9'}"
-    )
-
-
-def ingest(place: Place, table: str, paths: list[Path]) -> None:
-    """Load Parquet files into the lake."""
-    from bandolero.lake.catalog import Lake
-    from bandolero_service.ingesting import BusyError
-    from bandolero_service.ingesting import ingest as run
-
-    lake = Lake(place.settings.lake_url)
-    with place.store() as store, _steps() as step:
-        try:
-            found = run(store, place.root(store), lake, table, paths, step)
-        except BusyError as error:
-            raise CommandError(str(error)) from None
-    for file in found.files:
-        state = file.reason or f"{file.accepted:,} rows in, {file.refused:,} refused"
-        _say(f"{file.path}: {state}")
-    _say(
-        f"{found.accepted:,} rows in, {found.refused:,} refused to quarantine,"
-        f" {found.bad_files} files refused"
     )
 
 

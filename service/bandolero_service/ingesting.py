@@ -5,18 +5,29 @@ is asked to be erased meanwhile waits, and finds the file listed or nothing of i
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bandolero.lake.catalog import Lake
 from bandolero.lake.erase import without_units
-from bandolero.lake.ingest import Conceal, Ingested, IngestedFile, files_of
-from bandolero.lake.ingest import ingest as take_in
+from bandolero.lake.ingest import (
+    AS_THEY_ARE,
+    Conceal,
+    Ingested,
+    IngestedFile,
+    Intake,
+    Progress,
+    Terms,
+)
+from bandolero.lake.reader import Reader
+from bandolero.lake.rules import Known
+from bandolero.lake.sources import sources_of
 from bandolero_service import keys
 from bandolero_service.erasures import all_erasures
 from bandolero_service.ids import Signer
@@ -24,6 +35,8 @@ from bandolero_service.store import Store
 
 WAIT_S = 30.0
 """An erasure, or another file, is done sooner as a rule."""
+RENEW_S = 60.0
+"""A large file takes longer than the lease."""
 
 
 class BusyError(RuntimeError):
@@ -35,10 +48,11 @@ def ingest(
     root: bytes,
     lake: Lake,
     table: str,
-    paths: Sequence[Path],
-    progress: Callable[[str], None] = lambda _: None,
+    paths: Sequence[str | Path],
+    terms: Terms = AS_THEY_ARE,
+    progress: Progress = lambda *_: None,
 ) -> Ingested:
-    """Load files, or the Parquet files of folders, into a table of the lake.
+    """Load files, or the files of folders, into a table of the lake.
 
     Raises
     ------
@@ -46,36 +60,82 @@ def ingest(
         When another writes ingested files, and goes on to; the files before are in.
     """
     files: list[IngestedFile] = []
-    for path in files_of(lake, paths):
-        with ExitStack() as turn:
-            _wait_for(turn, store)
-            files += take_in(lake, table, [path], progress, _conceal(store, root)).files
+    with Reader() as reader:
+        for source in sources_of(paths, lake):
+            with _turn(store) as still:
+
+                def told(
+                    name: str, rows: int, share: float, still: Still = still
+                ) -> None:
+                    still()
+                    progress(name, rows, share)
+
+                hide = _conceal(store, root)
+                intake = Intake(lake, table, terms, reader, told, hide)
+                files.append(intake.take_in(source))
     return Ingested(files)
 
 
-def _wait_for(turn: ExitStack, store: Store) -> None:
-    """Take the lease as soon as it is free."""
-    deadline = time.monotonic() + WAIT_S
-    lease = keys.INGEST_LEASE, token_hex(8), keys.INGEST_LEASE_MS
-    while not turn.enter_context(store.alone(*lease)):
+def known_experiments(store: Store) -> Known:
+    """Whatever experiments there are, and their variants, retired ones too."""
+    return {
+        f"{record.tenant}/{record.experiment_id}": frozenset(record.spec.variant_ids)
+        for shard in range(store.shards)
+        for record in store.records(shard).values()
+    }
+
+
+Still = Callable[[], None]
+"""Keeps the lease; raises where it is lost."""
+
+
+@contextmanager
+def _turn(store: Store) -> Iterator[Still]:
+    """Wait for the lease, and hold it; what is given keeps it for a long file."""
+    deadline, owner = time.monotonic() + WAIT_S, token_hex(8)
+    lease = keys.INGEST_LEASE, owner, keys.INGEST_LEASE_MS
+    while True:
+        with store.alone(*lease) as is_held:
+            if is_held:
+                yield _keeper(store, owner)
+                return
         if time.monotonic() > deadline:
             raise BusyError("another ingest, or an erasure, is at work: try again.")
         time.sleep(0.1)
 
 
+def _keeper(store: Store, owner: str) -> Still:
+    renewed = time.monotonic()
+
+    def still() -> None:
+        nonlocal renewed
+        if time.monotonic() < renewed + RENEW_S:
+            return
+        if not store.keep(keys.INGEST_LEASE, owner, keys.INGEST_LEASE_MS):
+            raise BusyError("another took the lease for ingesting: try again.")
+        renewed = time.monotonic()
+
+    return still
+
+
 def _conceal(store: Store, root: bytes) -> Conceal:
+    """Hides units; who is asked to be erased from now on is erased from the lake."""
+    erasures = all_erasures(store)
+    hide = pseudonyms(root)
+    return lambda decisions: without_units(hide(decisions), erasures)[0]
+
+
+def pseudonyms(root: bytes) -> Conceal:
+    """Puts pseudonyms in the place of units, each distinct one hashed once a part."""
     signer = cache(lambda tenant: Signer(root, tenant))
 
-    def stored(tenant: str | None, unit: str | None) -> str | None:
-        if tenant is None or unit is None:
-            return None
-        return signer(tenant).pseudonym(unit)
-
-    def conceal(decisions: pa.Table) -> pa.Table:
+    def hide(decisions: pa.Table) -> pa.Table:
+        named = [decisions[name].combine_chunks() for name in ("tenant_id", "unit")]
+        coded = pc.binary_join_element_wise(*named, "/").dictionary_encode()
+        pairs = [name.partition("/") for name in coded.dictionary.to_pylist()]
+        stored = [signer(tenant).pseudonym(unit) for tenant, _, unit in pairs]
+        units = pa.array(stored, pa.string()).take(coded.indices)
         at = decisions.column_names.index("unit")
-        named = [decisions[name].to_pylist() for name in ("tenant_id", "unit")]
-        units = pa.array(map(stored, *named), pa.string())
-        decisions = decisions.set_column(at, decisions.field(at), units)
-        return without_units(decisions, all_erasures(store))[0]
+        return decisions.set_column(at, decisions.field(at), units)
 
-    return conceal
+    return hide

@@ -472,7 +472,7 @@ def run_learner(store: Store, settings: Settings, stop: Flag) -> None:
             learners.pop(shard, None)
     for shard in learners:
         with suppress(StoreDownError):  # then it ends by itself
-            store.drop_lease(shard, "learner", owner)
+            store.keep(keys.lease(shard, "learner"), owner, 0)
 
 
 def _step_shard(

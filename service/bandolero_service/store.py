@@ -252,14 +252,9 @@ class Store:
     def take_lease(self, shard: int, role: str, owner: str) -> int | None:
         """Take or renew a lease; its fence, or None while another holds it."""
         where = [keys.lease(shard, role), keys.meta(shard)]
-        args: list[Any] = [owner, keys.LEASE_MS, role]
+        call = Call(where, [owner, keys.LEASE_MS, role])
         with self._down():
-            return int(self._run("lease", Call(where, args))) or None
-
-    def drop_lease(self, shard: int, role: str, owner: str) -> None:
-        """Give a lease up, if it is ours."""
-        with self._down():
-            self._run("release", Call([keys.lease(shard, role)], [owner]))
+            return int(self._run("lease", call)) or None
 
     def cursors(self, shard: int) -> str:
         """The learner's committed cursors, as it wrote them; empty at first."""
@@ -376,15 +371,18 @@ class Store:
 
     @contextmanager
     def alone(self, where: str, owner: str, ms: int) -> Iterator[bool]:
-        """Hold a lease that is not renewed; False where another holds it."""
+        """Hold a lease for so long, or as it is kept; False where another holds it."""
         with self._down():
-            held = self._redis.set(where, owner, nx=True, px=ms)
+            held = bool(self._redis.set(where, owner, nx=True, px=ms))
         try:
-            yield bool(held)
+            yield held
         finally:
-            if held:
-                with self._down():
-                    self._run("release", Call([where], [owner]))
+            self.keep(where, owner, 0)
+
+    def keep(self, where: str, owner: str, ms: int) -> bool:
+        """Hold a lease for so long from now, or give it up at 0; False if not ours."""
+        with self._down():
+            return bool(self._run("keep", Call([where], [owner, ms])))
 
     # Erasures
 

@@ -1,52 +1,81 @@
-"""Other systems' Parquet files into the lake: checked row by row, nothing lost.
+"""Other systems' files into the lake: checked row by row, nothing lost, each file once.
 
-A file is committed once, named by the hash of its bytes: handing it in again, under any
-name, adds nothing. Rows that break a rule go to `quarantine/` with the reason, and so do
-files that cannot be read; the rest goes on. Equal-looking rows are all kept: `settle`
-decides by event id. What is written, in quarantine too, has been concealed before.
+A file is committed whole or not at all, named by the hash of its bytes: handing it in
+again, under any name, adds nothing, and a run that was killed is run again. Rows that
+break a rule go to `quarantine/` with row, column, value and rule, and files that cannot be
+read with the reason; the rest goes on. Equal-looking rows are all kept: `settle` decides by
+event id. What is written, in quarantine too, has been concealed before.
+
+Parquet, CSV and JSON lines, from this machine or any Arrow filesystem, a bounded part at a
+time. `lake.reader` reads and checks, in a process apart; here is what is made of it.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from bandolero.lake.catalog import INGESTED, TABLES, Lake, OverlapError
-from bandolero.log import MAX_UNIT_CHARACTERS
-
-REQUIRED = {
-    "decisions": (
-        "tenant_id",
-        "decision_id",
-        "experiment_id",
-        "variant_id",
-        "decided_at_ms",
-        "propensity",
-        "mode",
-    ),
-    "events": ("tenant_id", "event_id", "decision_id", "type", "at_ms"),
-}
-TIME = {"decisions": "decided_at_ms", "events": "received_at_ms"}
-MAX_MS = 4_102_444_800_000  # the year 2100
-
+from bandolero.lake.catalog import INGESTED, Lake, OverlapError
+from bandolero.lake.checking import REFUSAL, Request
+from bandolero.lake.drafts import Drafts, write_quarantine
+from bandolero.lake.mapping import Mapping as FileMapping
+from bandolero.lake.reader import Reader, UnreadableFileError
+from bandolero.lake.rules import Checks, Known
+from bandolero.lake.sources import Source, sources_of
 
 Conceal = Callable[[pa.Table], pa.Table]
 """From decisions to what may be stored of them: pseudonyms for units, or nothing."""
+Progress = Callable[[str, int, float], None]
+"""Told the file at hand, its rows so far, and the share of it that is read."""
+
+
+AS_OURS = FileMapping()
+"""A mapping that says nothing: columns are named as ours are."""
+
+
+class Terms(NamedTuple):
+    """On what terms files are taken in.
+
+    mapping
+        What their columns are; by default they are named as ours.
+    known
+        Experiments (`tenant/experiment`) and their variants; others are refused. None
+        where nobody can say.
+    max_refused
+        Share of a file's rows that may be refused, from 0 to 1; of one with more, none is
+        taken in.
+    now_ms
+        The time; later rows are refused. Default: the clock's.
+    """
+
+    mapping: FileMapping = AS_OURS
+    known: Known | None = None
+    max_refused: float = 1.0
+    now_ms: int | None = None
+
+
+AS_THEY_ARE = Terms()
 
 
 class IngestedFile(NamedTuple):
-    """What became of one file; `reason` is why a whole file was refused."""
+    """What became of one file.
+
+    Rows that are in the lake now, in quarantine (by rule), and not meant by the mapping;
+    `reason` is why none is in. One that was there before adds nothing.
+    """
 
     path: str
-    accepted: int
-    refused: int
-    reason: str | None
+    accepted: int = 0
+    refused: int = 0
+    left_out: int = 0
+    rules: Mapping[str, int] = MappingProxyType({})
+    reason: str | None = None
+    was_there: bool = False
+    is_over_limit: bool = False
 
 
 class Ingested(NamedTuple):
@@ -65,6 +94,11 @@ class Ingested(NamedTuple):
         return sum(file.refused for file in self.files)
 
     @property
+    def left_out(self) -> int:
+        """Rows that the mapping did not mean."""
+        return sum(file.left_out for file in self.files)
+
+    @property
     def bad_files(self) -> int:
         """Files refused whole."""
         return sum(file.reason is not None for file in self.files)
@@ -73,192 +107,125 @@ class Ingested(NamedTuple):
 def ingest(
     lake: Lake,
     table: str,
-    paths: Sequence[Path],
-    progress: Callable[[str], None] = lambda _: None,
+    paths: Sequence[str | Path],
+    terms: Terms = AS_THEY_ARE,
+    progress: Progress = lambda *_: None,
     conceal: Conceal = lambda decisions: decisions,
 ) -> Ingested:
-    """Load files, or the Parquet files of folders, into a table of the lake.
+    """Load files, or the files of folders, into a table of the lake.
 
     Parameters
     ----------
     table
         `decisions` or `events`.
+    paths
+        Files and folders, or URIs of them such as `s3://bucket/exports`.
     conceal
         What is stored of decisions, refused ones too; all, where the files hold
         pseudonyms already.
     """
-    files = []
-    for path in files_of(lake, paths):
-        progress(f"ingesting {path.name}")
+    with Reader() as reader:
+        intake = Intake(lake, table, terms, reader, progress, conceal)
+        return Ingested([intake.take_in(source) for source in sources_of(paths, lake)])
+
+
+class Intake:
+    """Takes files into a table of a lake, one after another, on the same terms."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        table: str,
+        terms: Terms,
+        reader: Reader,
+        progress: Progress = lambda *_: None,
+        conceal: Conceal = lambda decisions: decisions,
+    ) -> None:
+        self._lake = lake
+        self._table = table
+        self._terms = terms
+        self._reader = reader
+        self._progress = progress
+        self._conceal = conceal if table == "decisions" else lambda rows: rows
+
+    def take_in(self, source: Source) -> IngestedFile:
+        """Load one file."""
         try:
-            files.append(_ingest_file(lake, table, path, conceal))
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            if source.fault is not None:
+                raise UnreadableFileError(f"{source.name} {source.fault}")
+            return self._take_in(source)
+        except (UnreadableFileError, OSError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            _quarantine_file(lake, table, path, reason)
-            files.append(IngestedFile(str(path), 0, 0, reason))
-    return Ingested(files)
+            self._note(source, reason)
+            return IngestedFile(source.name, reason=reason)
 
+    def _take_in(self, source: Source) -> IngestedFile:
+        version = source.version()
+        shard = f"{INGESTED}{self._table}-{self._name(source.digest())}"
+        if self._lake.commits(shard):
+            return IngestedFile(source.name, was_there=True)
+        drafts = Drafts(self._lake, self._table, shard, source.name)
+        left_out = 0
+        try:
+            for part in self._reader.read(source, self._request()):
+                left_out += part.left_out
+                drafts.add(self._concealed(pa.Table.from_batches([part.rows])))
+                self._progress(source.name, drafts.seen + left_out, part.share)
+            if source.version() != version:
+                raise UnreadableFileError("file was changed while it was being read.")
+            drafts.finish()
+        except BaseException:
+            drafts.discard()
+            raise
+        return self._list(source, drafts, left_out)
 
-def _ingest_file(lake: Lake, table: str, path: Path, conceal: Conceal) -> IngestedFile:
-    data = path.read_bytes()
-    name = blake2b(data, digest_size=12).hexdigest()
-    shard = f"{INGESTED}{table}-{name}"
-    if lake.commits(shard):
-        return IngestedFile(str(path), 0, 0, None)
-    rows = _shaped(table, pq.read_table(pa.BufferReader(data), partitioning=None))
-    reasons = _reasons(table, rows)
-    if table == "decisions":
-        rows = conceal(_without_odd_units(rows))
-    good = np.array([reason is None for reason in reasons], dtype=np.bool_)
-    refused = rows.filter(pa.array(~good))
-    if refused.num_rows:
-        why = pa.array(
-            [reason for reason in reasons if reason is not None], pa.string()
+    def _list(self, source: Source, drafts: Drafts, left_out: int) -> IngestedFile:
+        """Commit what was drafted of a file, if not too much of it was refused."""
+        rules = dict(drafts.rules.most_common())
+        found = IngestedFile(
+            source.name, drafts.accepted, drafts.refused, left_out, rules
         )
-        source = pa.array([str(path)] * refused.num_rows)
-        told = refused.append_column("reason", why).append_column("source", source)
-        _write_quarantine(lake, f"{table}/{name}-rows.parquet", told)
-    accepted = _placed(rows.filter(pa.array(good)), table)
-    try:
-        lake.commit(shard, *_span(accepted), {table: accepted})
-    except OverlapError:
-        return IngestedFile(str(path), 0, refused.num_rows, None)
-    return IngestedFile(str(path), accepted.num_rows, refused.num_rows, None)
+        limit = self._terms.max_refused
+        if drafts.refused > limit * drafts.seen:
+            drafts.discard()
+            reason = f"{drafts.refused:,} of {drafts.seen:,} rows are refused, must be <= {limit:.4%}."
+            return found._replace(accepted=0, reason=reason, is_over_limit=True)
+        if drafts.refused and not drafts.accepted:
+            # Not listed, for what is wrong may be mended here: an experiment is unknown.
+            reason = f"every row is refused: {next(iter(rules))}"
+            return found._replace(reason=reason)
+        try:
+            self._lake.enlist(drafts.commit())
+        except OverlapError:
+            return IngestedFile(source.name, was_there=True)
+        return found
 
-
-def _shaped(table: str, rows: pa.Table) -> pa.Table:
-    """The rows in the table's columns; absent ones null, wrong types refused."""
-    missing = [name for name in REQUIRED[table] if name not in rows.column_names]
-    if missing:
-        raise ValueError(f"columns are missing: {', '.join(missing)}.")
-    columns = []
-    for field in TABLES[table]:
-        if field.name not in rows.column_names:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-            continue
-        column = rows[field.name]
-        if not _may_cast(column.type, field.type):
-            raise ValueError(f"{field.name} is {column.type}, must be {field.type}.")
-        columns.append(column.cast(field.type))
-    shaped = pa.table(columns, schema=TABLES[table])
-    shaped.validate(full=True)  # text that is no UTF-8 would stop every later reader
-    return shaped
-
-
-def _without_odd_units(rows: pa.Table) -> pa.Table:
-    """The rows without units that are refused: no erasure could ever name them."""
-    lengths = pc.utf8_length(rows["unit"])
-    fits = pc.and_(
-        pc.greater_equal(lengths, 1), pc.less_equal(lengths, MAX_UNIT_CHARACTERS)
-    )
-    return _set(rows, "unit", pc.if_else(fits, rows["unit"], None))
-
-
-def _may_cast(given: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a cast keeps the meaning: text to text, number to number, never across."""
-    if given.equals(wanted) or pa.types.is_null(given):
-        return True
-    if pa.types.is_string(wanted):
-        if pa.types.is_dictionary(given):
-            return _may_cast(given.value_type, wanted)
-        return bool(pa.types.is_large_string(given))
-    if pa.types.is_integer(wanted):
-        return bool(pa.types.is_integer(given))
-    if pa.types.is_floating(wanted):
-        return bool(pa.types.is_floating(given) or pa.types.is_integer(given))
-    if pa.types.is_list(wanted) and pa.types.is_list(given):
-        return _may_cast(given.value_type, wanted.value_type)
-    return False
-
-
-def _reasons(table: str, rows: pa.Table) -> list[str | None]:
-    """Why each row is refused, or None; (n_rows,)."""
-    reasons: list[str | None] = [None] * rows.num_rows
-    for rule, broken in _rules(table, rows):
-        for i in np.flatnonzero(broken):
-            reasons[i] = reasons[i] or rule
-    return reasons
-
-
-def _rules(table: str, rows: pa.Table) -> Iterator[tuple[str, Any]]:
-    """Each rule with where it is broken, (n_rows,)."""
-    for name in REQUIRED[table]:
-        yield f"{name} is null.", rows[name].is_null().to_numpy()
-    times = ["decided_at_ms"] if table == "decisions" else ["at_ms", "received_at_ms"]
-    for name in times:
-        ms = pc.fill_null(rows[name], 0).to_numpy()
-        yield f"{name} must lie between 1970 and 2100.", (ms < 0) | (ms > MAX_MS)
-    if table == "decisions":
-        propensity = pc.fill_null(rows["propensity"], 1.0).to_numpy()
-        inside = (propensity > 0.0) & (propensity <= 1.0)
-        yield "propensity must be > 0 and <= 1.", ~inside
-        contexts = rows["context"].to_pylist()
-        broken = [not _is_context(text) for text in contexts]
-        yield "context must be a JSON object.", np.array(broken, np.bool_)
-        pairs = zip(
-            rows["eligible"].to_pylist(), rows["probabilities"].to_pylist(), strict=True
+    def _request(self) -> Request:
+        now_ms = self._terms.now_ms or time.time_ns() // 1_000_000
+        return Request(
+            self._table, self._terms.mapping, Checks(now_ms, self._terms.known)
         )
-        broken = [p is not None and len(p) != len(e or ()) for e, p in pairs]
-        rule = "probabilities must be given for eligible, one each."
-        yield rule, np.array(broken, np.bool_)
-        lengths = pc.utf8_length(rows["unit"])
-        for n in pc.unique(lengths.drop_null()).to_pylist():
-            if not 1 <= n <= MAX_UNIT_CHARACTERS:
-                rule = f"unit has {n} characters, must have 1 to {MAX_UNIT_CHARACTERS}."
-                yield rule, pc.fill_null(pc.equal(lengths, n), False).to_numpy()
 
+    def _name(self, digest: str) -> str:
+        """What a file's commit is called.
 
-def _is_context(text: str | None) -> bool:
-    try:
-        return text is None or isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+        Events of one file may be of several kinds, a mapping each, and count once by their
+        ids; decisions of one file are the same whatever the mapping.
+        """
+        mapping = self._terms.mapping
+        if self._table == "decisions" or mapping == AS_OURS:
+            return digest
+        told = digest + mapping.model_dump_json(exclude_defaults=True)
+        return blake2b(told.encode(), digest_size=12).hexdigest()
 
+    def _concealed(self, rows: pa.Table) -> pa.Table:
+        beside = rows.select(REFUSAL.names)
+        ours = self._conceal(rows.drop_columns(REFUSAL.names))
+        for name in REFUSAL.names:
+            ours = ours.append_column(name, beside[name])
+        return ours
 
-def _placed(rows: pa.Table, table: str) -> pa.Table:
-    """The rows with a position in log time: their own."""
-    times = rows[TIME[table]]
-    if table == "events":
-        times = pc.coalesce(times, rows["at_ms"])
-        rows = _set(rows, "received_at_ms", times)
-        rows = _set(rows, "value_micros", pc.fill_null(rows["value_micros"], 1_000_000))
-    ids = [f"{ms}-0" for ms in times.to_pylist()]
-    rows = _set(rows, "log_id", pa.array(ids, pa.string()))
-    return _set(rows, "log_ms", times)
-
-
-def _span(rows: pa.Table) -> tuple[int, int]:
-    """Log times that hold all rows: after the one, until the other."""
-    if not rows.num_rows:
-        return 0, 0
-    found = pc.min_max(rows["log_ms"]).as_py()
-    return max(0, found["min"] - 1), found["max"]
-
-
-def _set(rows: pa.Table, name: str, column: Any) -> pa.Table:
-    return rows.set_column(rows.column_names.index(name), name, column)
-
-
-def files_of(lake: Lake, paths: Sequence[Path]) -> Iterator[Path]:
-    """The files named, and those in the folders named, save for the lake's own."""
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(
-                p
-                for p in path.rglob("*.parquet")
-                if not p.is_symlink() and not p.absolute().is_relative_to(lake.root)
-            )
-        else:
-            yield path
-
-
-def _quarantine_file(lake: Lake, table: str, path: Path, reason: str) -> None:
-    note = pa.table({"source": [str(path)], "reason": [reason]})
-    name = blake2b(str(path).encode(), digest_size=12).hexdigest()
-    _write_quarantine(lake, f"{table}/{name}-file.parquet", note)
-
-
-def _write_quarantine(lake: Lake, name: str, rows: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
-    lake.write_bytes(f"quarantine/{name}", bytes(sink.getvalue()))
+    def _note(self, source: Source, reason: str) -> None:
+        note = pa.table({"source": [source.name], "reason": [reason]})
+        name = blake2b(source.name.encode(), digest_size=12).hexdigest()
+        write_quarantine(self._lake, f"{self._table}/{name}-file.parquet", note)

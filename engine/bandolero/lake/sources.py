@@ -1,0 +1,141 @@
+"""Which files are taken in: those named, and those in folders named, wherever they lie."""
+
+import os
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from pyarrow import fs
+
+from bandolero.lake.storage import Storage
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+}
+"""By ending; text may be packed besides (`.csv.gz`). JSON is one object a line."""
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+CHUNK_BYTES = 4 << 20
+
+
+class Source(NamedTuple):
+    """A file: what it is called, where it is, how it is read, or why it is not.
+
+    `base` is what its filesystem is opened with: a URI, or nothing for this machine's.
+    """
+
+    name: str
+    base: str
+    path: str
+    format: str
+    fault: str | None = None
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """Where it is."""
+        if not self.base:
+            return fs.LocalFileSystem()
+        return fs.FileSystem.from_uri(self.base)[0]
+
+    def version(self) -> tuple[int, int]:
+        """Its size in bytes and when it was last changed, in nanoseconds.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no such file.
+        """
+        info = self.filesystem.get_file_info(self.path)
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(f"{self.name} is not there, or no file.")
+        return info.size, info.mtime_ns or 0
+
+    def digest(self) -> str:
+        """The hash of its bytes: the same under whatever name."""
+        found = blake2b(digest_size=12)
+        with self.filesystem.open_input_stream(self.path, compression=None) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                found.update(chunk)
+        return found.hexdigest()
+
+
+def sources_of(paths: Sequence[str | Path], lake: Storage) -> Iterator[Source]:
+    """The files named, and those in the folders named, save for the lake's own.
+
+    In folders only files with a known ending are taken, and none that begin with a dot or
+    an underscore, or lie in such a folder: those are drafts and notes of their writers.
+    Links within a folder are passed over; those that lead out of it are faults.
+    """
+    for path in paths:
+        if "://" in str(path):
+            yield from _remote(str(path), lake)
+        elif Path(path).is_dir():
+            yield from _in_folder(Path(path), lake)
+        else:
+            yield _local(Path(path))
+
+
+def _local(path: Path, fault: str | None = None) -> Source:
+    return Source(str(path), "", str(path.absolute()), _format(path.name), fault)
+
+
+def _in_folder(folder: Path, lake: Storage) -> Iterator[Source]:
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        folders[:] = sorted(name for name in folders if _is_meant(name))
+        where = Path(parent)
+        if lake.is_local and where.resolve() == Path(lake.root).resolve():
+            folders.clear()
+            continue
+        for name in sorted([*names, *links]):
+            path = where / name
+            if path.is_symlink():
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    yield _local(path, "is a link that leads out of its folder.")
+            elif _is_meant(name) and _is_known(name):
+                yield _local(path)
+
+
+def _remote(uri: str, lake: Storage) -> Iterator[Source]:
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    scheme = uri.partition("://")[0]
+    info = filesystem.get_file_info(path)
+    if info.type != fs.FileType.Directory:
+        yield Source(f"{scheme}://{path}", uri, path, _format(path))
+        return
+    inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    for info in sorted(inside, key=lambda one: one.path):
+        below = info.path.removeprefix(path).strip("/").split("/")
+        is_ours = filesystem == lake.filesystem and info.path.startswith(
+            f"{lake.root}/"
+        )
+        if info.type != fs.FileType.File or is_ours or not all(map(_is_meant, below)):
+            continue
+        if _is_known(below[-1]):
+            name = f"{scheme}://{info.path}"
+            yield Source(name, uri, info.path, _format(info.path))
+
+
+def _is_meant(name: str) -> bool:
+    return not name.startswith((".", "_"))
+
+
+def _is_known(name: str) -> bool:
+    return _ending(name) in FORMATS
+
+
+def _format(name: str) -> str:
+    """How a file is read; what has no known ending must be Parquet."""
+    return FORMATS.get(_ending(name), "parquet")
+
+
+def _ending(name: str) -> str:
+    path = Path(name.lower())
+    if path.suffix in PACKED:
+        path = path.with_suffix("")
+        return path.suffix if path.suffix != ".parquet" else ""
+    return path.suffix
