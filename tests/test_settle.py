@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from bandolero.experiment import Objective
-from bandolero.lake.settling import closed_decisions, settle_expr
+from bandolero.experiment import ExperimentRecord, Objective
+from bandolero.lake.settling import closed_decisions, objectives_of, settle_twice
 from bandolero.settle import (
     GRACE_MS,
     LOST_AFTER_MS,
@@ -289,35 +289,38 @@ def tables_of(told: list[Story]) -> tuple[Any, Any, Any]:
     """Decisions, objectives and events of experiments of several tenants."""
     decisions = pa.concat_tables([story.tables[0] for story in told])
     events = pa.concat_tables([story.tables[1] for story in told])
-    events = events.append_column("position", pa.array(np.arange(events.num_rows)))
-    asked = pa.Table.from_pylist(
-        [
-            {
-                "tenant_id": story.experiment.tenant,
-                "experiment_id": story.experiment.experiment,
-                "event": story.objective.event,
-                "reward": story.objective.reward,
-                "trial": story.objective.trial,
-                "window_ms": story.objective.window_ms,
-                "half_life_s": None,
-            }
-            for story in told
-        ]
+    events = events.append_column("place", pa.array(np.arange(events.num_rows)))
+    records = [
+        ExperimentRecord(tenant=s.experiment.tenant or "", spec=s.experiment)
+        for s in told
+    ]
+    live = ibis.literal(True)
+    return (
+        ibis.memtable(decisions).mutate(is_live=live),
+        ibis.memtable(objectives_of(records)),
+        ibis.memtable(events).mutate(is_live=live, file=ibis.literal("f")),
     )
-    asked = asked.set_column(6, "half_life_s", asked["half_life_s"].cast(pa.float64()))
-    return ibis.memtable(decisions), ibis.memtable(asked), ibis.memtable(events)
 
 
-def told_by(con: Any, settled: Any) -> dict[str, dict[str, Outcome]]:
-    """What the expression says, by tenant and decision id."""
-    found: dict[str, dict[str, Outcome]] = {}
+Told = dict[str, dict[str, Outcome]]
+"""Outcomes by tenant and decision id."""
+
+
+def told_by(con: Any, settled: Any) -> tuple[Told, Told]:
+    """What the expression says: as it was learned live, and as it is."""
+    live: Told = {}
+    final: Told = {}
     for row in con.to_pyarrow(settled).to_pylist():
-        mine = found.setdefault(row["tenant_id"], {})
+        mine = final.setdefault(row["tenant_id"], {})
         assert row["decision_id"] not in mine
         mine[row["decision_id"]] = Outcome(
             row["is_trial"], row["reward_micros"], row["is_impression"]
         )
-    return found
+        if row["live_cut_ms"] >= 0:
+            live.setdefault(row["tenant_id"], {})[row["decision_id"]] = Outcome(
+                row["was_trial"], row["was_micros"], row["was_impression"]
+            )
+    return live, final
 
 
 @settings(max_examples=20)
@@ -329,8 +332,7 @@ def test_expression_equals_settle(
     made, asked, told = tables_of([acme, bolt])
     watermark_ms = data.draw(cuts_near(acme))
     closed = closed_decisions(made, asked, watermark_ms)
-    live = told_by(duckdb, settle_expr(closed, told, ibis._.live_cut_ms))
-    final = told_by(duckdb, settle_expr(closed, told, watermark_ms))
+    live, final = told_by(duckdb, settle_twice(closed, told, watermark_ms))
     for story, tenant in ((acme, "acme"), (bolt, "bolt")):
         learned = [row for row in story.decisions if row["mode"] != "fallback"]
         decisions, events = decisions_table(learned), story.tables[1]

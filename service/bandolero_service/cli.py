@@ -186,7 +186,15 @@ def report(
 
 @app.command(epilog="Example: bandolero refresh --summary refresh.json")
 def refresh(
-    engine: Annotated[str, typer.Option(help="Query engine: duckdb.")] = "duckdb",
+    engine: Annotated[
+        str, typer.Option(help="Query engine: duckdb or spark.")
+    ] = "duckdb",
+    memory_limit: Annotated[
+        str, typer.Option(help="What it may hold before it goes to disk.")
+    ] = "3GB",
+    spark_master: Annotated[
+        str, typer.Option(help="Where Spark runs; it must see the lake's folder.")
+    ] = "local[*]",
     until: Annotated[
         str | None, typer.Option(help="Only what was logged before, ISO 8601.")
     ] = None,
@@ -200,10 +208,9 @@ def refresh(
     tenant: TenantOption = None,
 ) -> None:
     """Settle the lake with late events and corrections, and correct the learner."""
-    if engine != "duckdb":
-        raise typer.BadParameter(f"{engine!r}, must be duckdb.", param_hint="--engine")
     place = _place(store, data_dir, lake)
-    if not refreshing.refresh(place, tenant, until, dry_run, summary):
+    chosen = (engine, memory_limit, spark_master)
+    if not refreshing.refresh(place, tenant, until, dry_run, summary, chosen):
         raise typer.Exit(GATE_BLOCKED)
 
 

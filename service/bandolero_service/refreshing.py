@@ -32,6 +32,7 @@ from bandolero_service.store import Store, name_of
 
 if TYPE_CHECKING:
     from bandolero.lake.catalog import Lake
+    from bandolero.lake.engines import EngineChoice
     from bandolero.lake.refit import Refit
     from bandolero.lake.refresh import Refreshed
 
@@ -58,10 +59,16 @@ def refresh(
     until: str | None,
     dry_run: bool,
     summary: Path | None,
+    engine: tuple[str, str, str],
 ) -> bool:
     """Run the nightly job once; whether all its priors passed the gates."""
     from bandolero.lake.catalog import Lake
+    from bandolero.lake.engines import EngineChoice, checked
 
+    try:
+        choice = checked(EngineChoice(*engine))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     until_ms = None if until is None else _iso_ms(until)
     owner = f"{os.getpid()}-{secrets.token_hex(6)}"
     lease = keys.REFRESH_LEASE, owner, keys.REFRESH_LEASE_MS
@@ -71,7 +78,7 @@ def refresh(
         began = time.monotonic()
         records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
         lake = Lake(place.settings.lake_url)
-        found = _computed(store, lake, records, until_ms, step)
+        found = _computed(store, lake, records, until_ms, choice, step)
         if not dry_run:
             step("publishing")
             _publish(store, place.author(store), lake, found)
@@ -88,13 +95,16 @@ def _computed(
     lake: "Lake",
     records: Sequence[ExperimentRecord],
     until_ms: int | None,
+    choice: "EngineChoice",
     step: Any,
 ) -> Found:
     """All of a night but publishing it."""
+    from bandolero.lake.engines import open_engine
     from bandolero.lake.refit import Night, refit
     from bandolero.lake.refresh import refresh as run
 
-    found = run(lake, records, until_ms, step)
+    with open_engine(choice) as engine:
+        found = run(lake, records, until_ms, step, engine=engine)
     step("fitting priors")
     splits = dict(_splits(store, records, found.watermark_ms))
     night = Night(found.watermark_ms, found.rollups, found.stages, splits)

@@ -296,7 +296,7 @@ class Lake(Storage):
                 good.append(self._read_listed(file))
             except (OSError, ValueError, pa.ArrowException) as error:
                 reason = " ".join(str(error).split())[:300]
-                self._quarantine(file, reason)
+                self.quarantine(file, reason)
                 bad.append(BadFile(file.path, reason))
         rows = pa.concat_tables(good) if good else TABLES[table].empty_table()
         return in_log_order(rows), bad
@@ -353,7 +353,8 @@ class Lake(Storage):
             old.table, f"{place['file']}-{old.blake2b[:8]}", day, rows
         )
 
-    def _quarantine(self, file: LakeFile, reason: str) -> None:
+    def quarantine(self, file: LakeFile, reason: str) -> None:
+        """Copy a file that cannot be used aside, with the reason."""
         name = f"quarantine/{file.path}"
         note = {
             "path": file.path,

@@ -200,17 +200,17 @@ def _gains(replay: Replay) -> Floats:
     n_arms = stages.trials.shape[1]
     before = np.cumsum(stages.trials.sum(axis=1)) - stages.trials.sum(axis=1)
     first = int(np.searchsorted(before, FIRST_TRIALS * n_arms))
-    mean = stages.rewards_micros[:first].sum() / 1e6 / stages.decisions[:first].sum()
+    mean = stages.rewards_micros[:first].sum() / 1e6 / stages.trials[:first].sum()
     total = np.zeros(4)
     for i in range(first):
         new, old = (_shares(policy, stages, i) for policy in (replay.new, replay.old))
         apart = new - old
         w, w2, wr, w2r, w2r2 = (getattr(stages, name)[i] for name in MOMENTS)
         total += (
-            stages.decisions[i].sum(),
+            stages.trials[i].sum(),
             apart @ (wr - mean * w),
             apart**2 @ (w2r2 - 2.0 * mean * w2r + mean**2 * w2),
-            old @ (wr - mean * w) + mean * stages.decisions[i].sum(),
+            old @ (wr - mean * w) + mean * stages.trials[i].sum(),
         )
     return total
 

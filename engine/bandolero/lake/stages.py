@@ -12,6 +12,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
+from bandolero.lake.measures import measures_by
 from bandolero.lake.settling import EXPERIMENT
 from bandolero.policies.base import Floats
 
@@ -23,7 +24,7 @@ MOMENTS = (
     "squared_weighted_rewards",
     "squared_weighted_squares",
 )
-"""Over decisions: sums of w, w^2, w r, w^2 r, w^2 r^2; w = 1 / propensity, r in units."""
+"""Over trials: sums of w, w^2, w r, w^2 r, w^2 r^2; w = 1 / propensity, r in units."""
 SECOND_MS = 1000
 
 
@@ -42,30 +43,25 @@ class Stages(NamedTuple):
     squared_weighted_squares: Floats
 
 
-def stages_expr(settled: ir.Table) -> ir.Table:
-    """Rows by experiment, variant and stage of settled decisions, with `propensity`."""
-    began = settled.group_by(EXPERIMENT).aggregate(
-        began_ms=settled.decided_at_ms.min(),
-    )
-    both = settled.inner_join(began, EXPERIMENT)
-    age = (both.decided_at_ms - both.began_ms) / float(SECOND_MS)
-    dated = both.mutate(
-        stage=(age + 1.0).log2().floor().cast("int64"),
-        w=1.0 / both.propensity,
-        r=both.reward_micros / 1e6,
-    )
-    return dated.group_by((*EXPERIMENT, "variant_id", "stage")).aggregate(
-        decisions=dated.count(),
-        trials=dated.is_trial.sum(),
-        hits=(dated.reward_micros > 0).sum(),
-        rewards_micros=dated.reward_micros.sum().cast("int64"),
-        rewards_squared=(dated.r * dated.r).sum(),
-        weights=dated.w.sum(),
-        weights_squared=(dated.w * dated.w).sum(),
-        weighted_rewards=(dated.w * dated.r).sum(),
-        squared_weighted_rewards=(dated.w * dated.w * dated.r).sum(),
-        squared_weighted_squares=(dated.w * dated.r * dated.w * dated.r).sum(),
-    )
+def stages_by(closed: ir.Table, settled: ir.Table, untold: ir.Table) -> ir.Table:
+    """Measures by experiment, variant and stage.
+
+    Parameters
+    ----------
+    closed, settled
+        As `measures_by` takes them.
+    untold
+        With began_ms, when each variant's first decision was made.
+    """
+    began = untold.group_by(EXPERIMENT).aggregate(first_ms=untold.began_ms.min())
+    keys = (*EXPERIMENT, "variant_id", "stage")
+    return measures_by(_staged(closed, began), _staged(settled, began), keys)
+
+
+def _staged(rows: ir.Table, began: ir.Table) -> ir.Table:
+    both = rows.inner_join(began, EXPERIMENT)
+    age = (both.decided_at_ms - both.first_ms) / float(SECOND_MS)
+    return both.mutate(stage=(age + 1.0).log2().floor().cast("int64"))
 
 
 def stages_of(rows: pa.Table, variant_ids: list[str]) -> Stages:

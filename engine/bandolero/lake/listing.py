@@ -1,0 +1,78 @@
+"""Listed files that an engine may read by itself: as they were written, to the byte.
+
+An engine would read a damaged page as wrong data, and another schema as null columns.
+So each file is hashed first, in a stream, and its footer compared; a bad one is
+quarantined and told. A lake that is not local is copied while it is hashed.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bandolero.lake.catalog import INGESTED, TABLES, BadFile, Lake, LakeFile
+
+CHUNK_BYTES = 1 << 20
+
+
+class Listing(NamedTuple):
+    """Local paths of the files of a table, by where they are from, and what they hold."""
+
+    live: list[str]
+    ingested: list[str]
+    n_rows: int
+    bad: list[BadFile]
+
+
+def checked_files(lake: Lake, table: str, copies: Path) -> Listing:
+    """The files of a table that are as they were written.
+
+    Parameters
+    ----------
+    copies
+        A folder for copies, where the lake is not local.
+    """
+    files = lake.files(table)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = list(pool.map(lambda file: _checked(lake, file, copies), files))
+    listing = Listing([], [], 0, [])
+    for file, path in zip(files, found, strict=True):
+        if isinstance(path, BadFile):
+            lake.quarantine(file, path.reason)
+            listing.bad.append(path)
+            continue
+        name = file.path.rpartition("/")[2]
+        mine = listing.ingested if name.startswith(INGESTED) else listing.live
+        mine.append(path)
+        listing = listing._replace(n_rows=listing.n_rows + file.rows)
+    return listing
+
+
+def _checked(lake: Lake, file: LakeFile, copies: Path) -> str | BadFile:
+    """The local path of a file, or what is wrong with it."""
+    try:
+        path = _hashed(lake, file, copies)
+        if not pq.read_schema(path).equals(TABLES[file.table]):
+            raise ValueError(f"{file.path} does not have the schema of its table.")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        return BadFile(file.path, " ".join(str(error).split())[:300])
+    return path
+
+
+def _hashed(lake: Lake, file: LakeFile, copies: Path) -> str:
+    """The local path of a file whose bytes are those that were written."""
+    where = f"{lake.root}/{file.path}"
+    path = where if lake.is_local else str(copies / file.path.replace("/", "-"))
+    sink = Path(os.devnull if lake.is_local else path).open("wb")  # noqa: SIM115
+    hashed = blake2b(digest_size=16)
+    with sink, lake.filesystem.open_input_stream(where, compression=None) as source:
+        while chunk := source.read(CHUNK_BYTES):
+            hashed.update(chunk)
+            sink.write(chunk)
+    if hashed.hexdigest() != file.blake2b:
+        raise ValueError(f"{file.path} does not have the hash of its manifest.")
+    return path
