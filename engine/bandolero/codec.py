@@ -55,9 +55,7 @@ def unpack(data: bytes) -> Packed:
         raise DamagedBytesError(f"{len(data)} bytes are damaged or not ours.")
     start = 4 + int.from_bytes(body[:4], "little")
     head = json.loads(bytes(body[4:start]))
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for name, dtype, shape, offset in head["arrays"]:
-        count = int(np.prod(shape, dtype=np.int64))
-        array = np.frombuffer(body, np.dtype(dtype), count, start + offset)
-        arrays[name] = array.reshape(shape)
+        arrays[name] = np.ndarray(shape, dtype, body, start + offset)
     return Packed(head["header"], arrays)

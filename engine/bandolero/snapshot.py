@@ -125,7 +125,7 @@ class Snapshot:
         put(self, "policy", policy_of(self.experiment))
         put(self, "mode", self.policy.mode)
         put(self, "features", FeatureMap(self.experiment.context))
-        active = tuple(int(arm) for arm in self.active)
+        active = tuple(self.active.tolist())
         put(self, "full", _distribution(self.probabilities, active, EXACT))
         put(self, "sets", {active: self.full})
         put(self, "misses", set())
@@ -434,7 +434,7 @@ def _over_arms(
 def _distribution(
     probabilities: Floats, eligible: tuple[int, ...], rule: str
 ) -> Distribution:
-    shares = [float(p) for p in probabilities]
+    shares = probabilities.tolist()
     return Distribution(shares, cumulative(probabilities), eligible, rule)
 
 

@@ -11,12 +11,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from bandolero.codec import DamagedBytesError
 from bandolero.draws import NONCE_BYTES
-from bandolero.experiment import ExperimentRecord
+from bandolero.experiment import Experiment, ExperimentRecord
 from bandolero.policies import policy_of
 from bandolero.snapshot import (
     Snapshot,
@@ -54,6 +54,8 @@ NO_VIEWS: Mapping[str, "View"] = {}
 class View:
     """All a worker needs to answer for one experiment.
 
+    last: an earlier view of the experiment, if there is one; where the record is still
+    the same, what comes of it alone is shared.
     eligible: None when every arm of the snapshot is active now; else those that are.
     is_alike: whether nothing but the nonce tells two usual decisions apart.
     outcomes, told: remembered by (arm, mode, serving); see `bandolero_service.record`.
@@ -65,6 +67,7 @@ class View:
     snapshot: Snapshot
     shard: int
     signer: Signer
+    last: InitVar["View | None"] = None
     eligible: tuple[int, ...] | None = field(init=False)
     arms: dict[str, int] = field(init=False)
     answers: list[bytes] = field(init=False)
@@ -72,10 +75,11 @@ class View:
     is_sticky: bool = field(init=False)
     outcomes: dict[tuple[int, str, str], Any] = field(init=False)
     told: dict[tuple[int, str, str], Any] = field(init=False)
+    contexts: Contexts = field(init=False)
     context: Callable[[bytes], Context] = field(init=False)
     no_context: Context = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, last: "View | None") -> None:
         """Derive what is looked up per decision."""
         put, snapshot, spec = object.__setattr__, self.snapshot, self.record.spec
         n_known = len(snapshot.experiment.variants)
@@ -83,17 +87,20 @@ class View:
         same = active == snapshot.full.eligible
         put(self, "eligible", None if same else active)
         put(self, "arms", {self.variant_id(a): a for a in active})
-        answers = [_answer_part(self.record.experiment_id, v) for v in spec.variants]
-        put(self, "answers", answers)
+        if last is not None and last.record is self.record:
+            put(self, "answers", last.answers)
+            put(self, "contexts", last.contexts)
+        else:
+            put(self, "answers", _answer_parts(spec))
+            put(self, "contexts", Contexts(spec.context))
         is_alike = self.record.status == "running" and same and snapshot.is_alike
         put(self, "is_alike", is_alike)
         sticky = snapshot.experiment.allocation.sticky
         put(self, "is_sticky", sticky == "unit")
         put(self, "outcomes", {})
         put(self, "told", {})
-        contexts = Contexts(spec.context)
-        put(self, "context", contexts.read)
-        put(self, "no_context", contexts.none)
+        put(self, "context", self.contexts.read)
+        put(self, "no_context", self.contexts.none)
 
     def variant_id(self, arm: int) -> str:
         """The id of an arm's variant."""
@@ -402,7 +409,7 @@ class Views:
             snapshot = cold_snapshot(record)
         if old is not None and snapshot is not old.snapshot:
             _warm_like(snapshot, old.snapshot)
-        return View(record, snapshot, shard, self.signer(record.tenant))
+        return View(record, snapshot, shard, self.signer(record.tenant), old)
 
     def _snapshot(
         self, record: ExperimentRecord, data: bytes | None, last: Snapshot | None
@@ -464,10 +471,11 @@ def _warm_like(new: Snapshot, old: Snapshot) -> None:
                 new.misses.add(eligible)
 
 
-def _answer_part(experiment_id: str, variant: Any) -> bytes:
-    """The part of an answer that is the same for every decision for a variant."""
-    shown = {"id": variant.id, "creative": variant.creative}
-    body = json.dumps(
-        {"experiment": experiment_id, "variant": shown}, ensure_ascii=False
-    )
-    return body[1:-1].encode()
+def _answer_parts(spec: Experiment) -> list[bytes]:
+    """By arm the part of an answer that is the same for every decision for it."""
+    parts = []
+    for variant in spec.variants:
+        shown = {"id": variant.id, "creative": variant.creative}
+        told = {"experiment": spec.experiment, "variant": shown}
+        parts.append(json.dumps(told, ensure_ascii=False)[1:-1].encode())
+    return parts

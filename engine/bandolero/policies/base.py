@@ -170,7 +170,8 @@ def cumulative(probabilities: Floats) -> list[float]:
     """Running sums for `choose`; the last positive arm's ends at exactly 1, (n_arms,)."""
     sums = np.cumsum(probabilities)
     sums[np.flatnonzero(probabilities)[-1] :] = 1.0
-    return [float(x) for x in sums]
+    told: list[float] = sums.tolist()
+    return told
 
 
 choose: Callable[[Sequence[float], float], int] = bisect_right
