@@ -29,7 +29,11 @@ RETRY_S = 0.05
 
 
 class OpenLoad(NamedTuple):
-    """What a run got: percentiles from the scheduled time; `n_bad` of `n_due` failed."""
+    """What a run got: percentiles from the scheduled time; `n_bad` of `n_due` failed.
+
+    late_p99_ms: how late the generator itself was to look at an arrival. It is part of
+    the others: where it is large, they tell of the generator's core.
+    """
 
     n_due: int
     n_bad: int
@@ -38,6 +42,7 @@ class OpenLoad(NamedTuple):
     p99_ms: float
     p999_ms: float
     max_ms: float
+    late_p99_ms: float
 
 
 def run_open_load(job: Job, per_s: float, seconds: float, core: int) -> OpenLoad:
@@ -79,12 +84,12 @@ class _Field:
     async def run(self) -> OpenLoad:
         await asyncio.gather(*(self.connect() for _ in range(N_CONNECTIONS)))
         began, n = time.perf_counter(), len(self._due_s)
-        at = 0
+        late_s: list[float] = []
         while len(self.took_s) + self.n_bad < n:
             now = time.perf_counter()
-            while at < n and began + self._due_s[at] <= now:
-                self.waiting.append(began + self._due_s[at])
-                at += 1
+            while len(late_s) < n and began + self._due_s[len(late_s)] <= now:
+                self.waiting.append(began + self._due_s[len(late_s)])
+                late_s.append(now - self.waiting[-1])
             self.serve()
             if now > began + self._due_s[-1] + DRAIN_S:
                 break
@@ -93,10 +98,10 @@ class _Field:
         self._end()
         await asyncio.sleep(TICK_S)  # so that connections are closed
         took_ms = np.array(self.took_s) * 1e3
-        told = np.percentile(took_ms, [50, 99, 99.9, 100])
-        return OpenLoad(
-            n, n - len(self.took_s), len(self.took_s) / seconds, *told.tolist()
-        )
+        told = np.percentile(took_ms, [50, 99, 99.9, 100]).tolist()
+        told.append(float(np.percentile(late_s, 99)) * 1e3)
+        n_good = len(self.took_s)
+        return OpenLoad(n, n - n_good, n_good / seconds, *told)
 
     def serve(self) -> None:
         """Send what waits, as far as connections are free."""

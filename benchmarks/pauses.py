@@ -270,6 +270,8 @@ def print_stretches(
         for what in ("p50", "p99", "p999", "max"):
             values = [getattr(one.load, f"{what}_ms") for one in some]
             print_row(f"  {what.replace('999', '99.9')}", spread(values).text())
+        late = spread([one.load.late_p99_ms for one in some]).text()
+        print_row("  p99 of the generator's own lateness", late)
         used = spread([100 * one.busy for one in some]).text(0)
         print_row("  share of its core that the worker used, %", used)
         print_row("  answered a second", spread([s.load.per_s for s in some]).text(0))

@@ -236,6 +236,21 @@ def test_bytes_that_are_no_text_are_a_fault(store: Store) -> None:
     assert any("line 2 was changed" in fault for fault in audited(store))
 
 
+@needs_server
+@pytest.mark.parametrize("changed", [{"at_ms": None}, {"at_ms": 10**30}, {"tenant": 1}])
+def test_a_line_that_says_too_little_is_left_out_of_the_list(
+    store: Store, changed: dict[str, Any]
+) -> None:
+    """A line without a time, or with nonsense in a field, breaks no listing; it is a fault."""
+    put_spec(store, AUTHOR, "acme", spec("hats"))
+    redis: Any = store._redis
+    where = keys.audit(keys.tag(store.shard("acme", "hats")), "acme")
+    (first,) = trail.lines(store, "acme")
+    redis.xadd(where, {"line": json.dumps(first | changed), "mac": "x"})
+    assert trail.lines(store, "acme") == [first]
+    assert any("line 2 was changed" in fault for fault in audited(store))
+
+
 # --- through the running system -------------------------------------------------------------
 
 

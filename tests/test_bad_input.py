@@ -93,6 +93,7 @@ def test_what_is_not_json_is_a_400(caps: Running, path: str, raw: bytes) -> None
         (DECIDE, {"experiment": "caps", "unit": 1}, "unit"),
         (DECIDE, {"experiment": "caps", "unit": "x" * 300}, "unit"),
         (DECIDE, {"experiment": "caps", "context": []}, "context"),
+        (DECIDE, {"experiment": "caps", "context": {"a": "x" * 16_384}}, "context"),
         (DECIDE, {"experiment": "caps", "eligible": "v1"}, "eligible"),
         (DECIDE, {"experiment": "caps", "eligible": ["v1", 1]}, "eligible[1]"),
         (DECIDE, {"experiment": "caps", "eligible": []}, "eligible"),

@@ -16,6 +16,7 @@ PEOPLE = {"jwt_issuer": "x", "jwt_audience": "y"}
         {"store": "valkey://h?password=hunter2"},
         {"store": ":hunter2@h:6379"},
         {"jwks": "http://ann:hunter2@id.example/jwks", **PEOPLE},
+        {"jwks": "https://ann:hunter2@id.example/jwks", **PEOPLE},
         {"public_url": "ftp://ann:hunter2@ads.example"},
     ],
 )

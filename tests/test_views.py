@@ -9,6 +9,7 @@ from bandolero.experiment import ExperimentRecord, parse_experiment
 from bandolero.snapshot import Snapshot
 from bandolero_service import auth, views
 from bandolero_service.audit import Author
+from bandolero_service.ids import Signer
 from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey, Store
 from service_helpers import needs_server
@@ -43,6 +44,21 @@ def test_what_there_is_no_time_for_is_noted(monkeypatch: pytest.MonkeyPatch) -> 
     views._warm_like(new, old)
     assert set(new.sets) == {(0, 1, 2)}
     assert new.misses == set(SETS)
+
+
+def test_what_comes_of_the_record_alone_is_shared() -> None:
+    """A view of the same record takes the encoded creatives over; of another, it does not."""
+    spec = parse_experiment({"experiment": "hats", "variants": [{"id": "a"}]})
+    record = ExperimentRecord(tenant="acme", spec=spec)
+    signer = Signer(b"x" * 32, "acme", b"", b"x" * 32)
+    first = views.View(record, snapshot(), 0, signer)
+    second = views.View(record, snapshot(), 0, signer, first)
+    assert second.answers is first.answers
+    assert second.contexts is first.contexts
+    shown = [{"id": "a", "creative": {"headline": "new"}}]
+    changed = parse_experiment({"experiment": "hats", "variants": shown})
+    other = ExperimentRecord(tenant="acme", spec=changed)
+    assert views.View(other, snapshot(), 0, signer, first).answers != first.answers
 
 
 @needs_server

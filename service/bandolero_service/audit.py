@@ -10,13 +10,18 @@ import time
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from typing_extensions import TypedDict
 
 from bandolero_service.ids import derive
 
 MAC_BYTES = 24
 START = ""
 """The head of a chain that has no line yet."""
+YEAR_10000_MS = 253_402_300_800_000
+"""The first time that has no date."""
 ASKED = ("unit", "asked_at_ms", "lake_by_ms", "log_by_ms", "receipt_hash")
 """What of an erasure stands from when it is asked for."""
 
@@ -57,6 +62,15 @@ class Line(NamedTuple):
         return f"{self.fields['n']}:{self.mac}"
 
     @property
+    def is_readable(self) -> bool:
+        """Whether it says all that a line says, be it true or not."""
+        try:
+            msgspec.convert(self.fields, AuditLine)
+        except msgspec.ValidationError:
+            return False
+        return True
+
+    @property
     def fields(self) -> dict[str, Any]:
         """The line as an object; empty where it is none."""
         try:
@@ -64,6 +78,21 @@ class Line(NamedTuple):
         except (ValueError, RecursionError):
             return {}
         return fields if isinstance(fields, dict) else {}
+
+
+class AuditLine(TypedDict):
+    """A line of the audit log; `before` and `after` are hashes of the object."""
+
+    chain: str
+    n: int
+    at_ms: Annotated[int, msgspec.Meta(ge=0, lt=YEAR_10000_MS)]
+    tenant: str
+    actor: str
+    act: str
+    object: str
+    before: str | None
+    after: str
+    previous: str
 
 
 class Author:

@@ -14,6 +14,8 @@ from bandolero.features import context_encoder
 
 MAX_CONTEXTS = 256
 """Contexts that are remembered: most experiments see few, over and over."""
+MAX_CONTEXT_BYTES = 16_384
+"""Of the text of one, as sent: megabytes take seconds to read."""
 MAX_REMEMBERED_BYTES = 1_024
 """Of the text of one; longer ones are read every time."""
 read_context = msgspec.json.Decoder(dict[str, Any] | None).decode

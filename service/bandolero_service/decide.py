@@ -19,7 +19,7 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK
 from bandolero.log import MAX_UNIT_CHARACTERS
 from bandolero.snapshot import Drawn, decide, decide_alike
-from bandolero_service.contexts import Context, read_context
+from bandolero_service.contexts import MAX_CONTEXT_BYTES, Context, read_context
 from bandolero_service.errors import (
     NOT_JSON,
     ApiError,
@@ -103,7 +103,7 @@ class Decider:
             try:
                 contexts = _contexts_of(view, requests)
                 return self._by_column(view, units, contexts, at_ms)
-            except NOT_JSON:
+            except (ApiError, *NOT_JSON):
                 pass  # one of them; the others must not suffer
         return [self._answer_or_refusal(tenant, each, at_ms) for each in requests]
 
@@ -243,13 +243,17 @@ def _fallback_arm(view: View, eligible: tuple[int, ...] | None) -> int:
 
 def _context_of(view: View, request: DecideRequest) -> Context:
     """The context as the view reads it; without consent it is only checked."""
-    text = request.context
-    if text is msgspec.UNSET:
+    if request.context is msgspec.UNSET:
         return view.no_context
+    text = bytes(request.context)
+    if len(text) > MAX_CONTEXT_BYTES:
+        rule = f"must have at most {MAX_CONTEXT_BYTES}"
+        message = f"context has {len(text)} bytes, {rule}."
+        raise ApiError(422, "invalid_request", message, "context")
     if request.consent == "none":
-        read_context(bytes(text))
+        read_context(text)
         return view.no_context
-    return view.context(bytes(text))
+    return view.context(text)
 
 
 def _contexts_of(view: View, requests: Sequence[DecideRequest]) -> list[Context]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bandolero.landing import is_web_url
 from bandolero_service.rates import parse_rate
@@ -171,6 +172,9 @@ def read_settings(
         raise SettingsError("jwks, jwt_issuer and jwt_audience must be given together.")
     if "://" in settings.jwks and not settings.jwks.startswith("https://"):
         rule = "must be a file or https URL."
+        raise SettingsError(f"jwks == {shown(settings.jwks)!r}, {rule}")
+    if "@" in urlsplit(settings.jwks).netloc:
+        rule = "must be without user and password."
         raise SettingsError(f"jwks == {shown(settings.jwks)!r}, {rule}")
     for proxy in filter(None, settings.trusted_proxies.split(",")):
         _check_proxy(proxy)

@@ -29,15 +29,16 @@ class Chain(NamedTuple):
 
 
 def lines(store: Store, tenant: str | None) -> list[dict[str, Any]]:
-    """All lines, or a tenant's, in the order of time; those that are none left out."""
+    """All lines, or a tenant's, in the order of time; those that cannot be read left out."""
     found = [
         line.fields
         for hash_tag in _hash_tags(store)
         for owner in _heads(store, hash_tag)
         if tenant in (None, owner)
         for line in _lines(store, hash_tag, owner)
+        if line.is_readable
     ]
-    return sorted(filter(None, found), key=lambda line: int(line["at_ms"]))
+    return sorted(found, key=lambda line: int(line["at_ms"]))
 
 
 def verified(store: Store, root: bytes, tenant: str | None) -> list[Chain]:

@@ -46,6 +46,9 @@ STALE_AFTER_S = 30.0
 MAX_WARMED_SETS = 256
 WARM_S = 0.1
 """Eligible sets are computed for so long at a time: changes must not wait for them."""
+REST_S = 0.0003
+"""The watching thread rests after each view: a round of hundreds in one go would take the
+interpreter from the thread that answers for as long as they take."""
 MISSING_KEYS_PER_S = 20
 NO_VIEWS: Mapping[str, "View"] = {}
 
@@ -370,14 +373,17 @@ class Views:
         for name in old.keys() - views.keys():
             self._cache.changed(name)
         for name, record in records.items():
+            last = views.get(name)
             try:
-                view = self._updated(views.get(name), record, fresh.get(name), shard)
+                view = self._updated(last, record, fresh.get(name), shard)
             except Exception:  # one experiment's fault must not stop the others
                 log.exception("%s: no view can be made, the last one stays", name)
                 continue
-            if view is not None and view is not views.get(name):
-                self._note(name, views.get(name), view)
+            if view is not None and view is not last:
+                self._note(name, last, view)
                 views[name] = view
+                if last is not None:
+                    time.sleep(REST_S)
         self._show(views)
 
     def _note(self, name: str, old: View | None, new: View) -> None:

@@ -6,6 +6,7 @@ from typing_extensions import TypedDict
 
 from bandolero.experiment import ExperimentRecord, Status
 from bandolero.report.model import Totals, VariantRow
+from bandolero_service.audit import AuditLine
 
 Answers = dict[int | str, dict[str, Any]]
 
@@ -31,21 +32,6 @@ class ExperimentList(TypedDict):
     """A tenant's experiments."""
 
     experiments: list[ExperimentSummary]
-
-
-class AuditLine(TypedDict):
-    """A line of the audit log; `before` and `after` are hashes of the object."""
-
-    chain: str
-    n: int
-    at_ms: int
-    tenant: str
-    actor: str
-    act: str
-    object: str
-    before: str | None
-    after: str
-    previous: str
 
 
 class AuditLog(TypedDict):
