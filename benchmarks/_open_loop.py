@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import numpy as np
 import uvloop
 from benchmarks._load import MAX_SECONDS, ROOT, Job, job_of, requests_of
-from benchmarks._machine import pin
 
 N_CONNECTIONS = 64
 TICK_S = 0.001
@@ -45,14 +45,16 @@ class OpenLoad(NamedTuple):
     late_p99_ms: float
 
 
-def run_open_load(job: Job, per_s: float, seconds: float, core: int) -> OpenLoad:
-    """Load from `core`, in a process of its own."""
+def run_open_load(
+    job: Job, per_s: float, seconds: float, place: Callable[[int], None]
+) -> OpenLoad:
+    """Load from a process of its own, which `place` puts on its core."""
     command = [sys.executable, "-m", "benchmarks._open_loop", str(seconds), str(per_s)]
     command += [str(job.port), job.path, job.key, str(job.bodies)]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
-        pin(process.pid, core)
+        place(process.pid)
         output, _ = process.communicate(timeout=seconds + DRAIN_S + 60.0)
     return OpenLoad(**json.loads(output))
 

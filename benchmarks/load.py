@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,8 +138,9 @@ class Bench:
 
     def open_rounds(self, per_s: float, *targets: Target) -> list[list[OpenLoad]]:
         """Ask each in turn at a fixed rate, again and again; the rounds of each."""
+        place = partial(pin, core=self.other)
         turns = [
-            [run_open_load(t.job, per_s, self.seconds, self.other) for t in targets]
+            [run_open_load(t.job, per_s, self.seconds, place) for t in targets]
             for _ in range(self.n_rounds)
         ]
         return [list(rounds) for rounds in zip(*turns, strict=True)]

@@ -39,6 +39,7 @@ from benchmarks._machine import (
     pin,
     print_header,
     print_row,
+    put_first,
     spread,
     two_cores,
 )
@@ -162,12 +163,19 @@ class Bench:
     per_s: float
     seconds: float
     core: int
+    first: bool
+
+    def place(self, pid: int) -> None:
+        """Put the generator on its core."""
+        pin(pid, self.core)
+        if self.first:
+            put_first(pid)
 
     def stretch(self) -> Stretch:
         """Load the worker for a while."""
         worker = self.server.worker_pid()
         before, began = cpu_s(worker)[1], time.perf_counter()
-        load = run_open_load(self.job, self.per_s, self.seconds, self.core)
+        load = run_open_load(self.job, self.per_s, self.seconds, self.place)
         took = time.perf_counter() - began
         return Stretch(load, (cpu_s(worker)[1] - before) / took)
 
@@ -208,6 +216,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each stretch")
     parser.add_argument("--per-s", type=float, default=PER_S, help="decisions")
     parser.add_argument("--experiments", type=int, default=N_EXPERIMENTS)
+    parser.add_argument(
+        "--first",
+        action="store_true",
+        help="worker and generator in the real-time class: for a machine that is shared",
+    )
     options = parser.parse_args()
     n = options.experiments
     print_header(f"Pauses with {n:,} live experiments", SERVICE_PACKAGES)
@@ -223,12 +236,14 @@ def main() -> None:
             place(server, core, other)
             await_published(data_dir, n)
             job = Job(server.port, "/v1/decide", key, bodies)
-            given = options.per_s, options.seconds, other
+            given = options.per_s, options.seconds, other, options.first
             bench = Bench(server, data_dir, job, *given)
             disturbers = Disturbers(server.port, key, specs)
             with disturbers.at_work():
                 bench.stretch()  # warms up, and starts the report process
             place(server, core, other)
+            if options.first:
+                put_first(server.worker_pid())
             print_stretches(*stretches(bench, disturbers, options.pairs), disturbers)
 
 

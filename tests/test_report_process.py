@@ -49,7 +49,7 @@ def server() -> Iterator[Running]:
 def test_a_worker_draws_no_figures(server: Running) -> None:
     """Reports and explanations come from one process of lower priority; the worker plots nothing."""
     decision = server.decide("aside")
-    page = server.call("GET", f"{REPORT}?format=html", key=server.key())
+    page = server.call("GET", f"{REPORT}?format=html", key=server.key(), timeout=60)
     assert page.body.startswith(b"<!doctype html>"), page
     path = f"/v1/decisions/{decision['decision_id']}"
     wait_for(lambda: server.call("GET", path, key=server.key()).status == 200)

@@ -33,7 +33,7 @@ ANSWER_S = 30.0
 """How long an answer may take, the start of the process included."""
 IDLE_S = 600.0
 """Without a question for so long the process ends: it takes as much memory as a worker."""
-NICENESS = 10
+NICENESS = 5
 _LENGTH_BYTES = 8
 _MADE, _REFUSED, _FAILED = b"+", b"-", b"!"
 
