@@ -11,7 +11,7 @@ experiments, in stretches by turns: quiet, and with all of these at once:
 - garbage collection, as it comes about by all this.
 
 Learner and archiver are niced, so that they do not starve the load generator, which
-would be told as a pause of the worker.
+would be told as a pause of the worker. With `--first` they need not be.
 """
 
 import argparse
@@ -233,7 +233,6 @@ def main() -> None:
         bodies.write_bytes(b"\n".join(decide_bodies(n, 10 * n)))
         with running(data_dir) as server:
             server.wait_ready()
-            place(server, core, other)
             await_published(data_dir, n)
             job = Job(server.port, "/v1/decide", key, bodies)
             given = options.per_s, options.seconds, other, options.first
@@ -241,17 +240,18 @@ def main() -> None:
             disturbers = Disturbers(server.port, key, specs)
             with disturbers.at_work():
                 bench.stretch()  # warms up, and starts the report process
-            place(server, core, other)
-            if options.first:
-                put_first(server.worker_pid())
+            place(server, core, other, first=options.first)
             print_stretches(*stretches(bench, disturbers, options.pairs), disturbers)
 
 
-def place(server: Server, core: int, other: int) -> None:
-    """The worker on its core, the others niced on theirs."""
+def place(server: Server, core: int, other: int, *, first: bool) -> None:
+    """The worker on its core and the others on theirs; who must not wait goes first."""
     worker = server.worker_pid()
     for pid in server.pids():
         pin(pid, core if pid == worker else other)
+    if first:
+        put_first(worker)
+        return
     for pid in server.role_pids("learner") + server.role_pids("archiver"):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.setpriority(os.PRIO_PROCESS, int(thread.name), 10)
