@@ -10,15 +10,31 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bandolero_service import backup, commands, prior_commands, refreshing
+from bandolero_service import (
+    backup,
+    commands,
+    evaluating,
+    prior_commands,
+    refreshing,
+)
 from bandolero_service.commands import (
     CommandError,
-    Place,
     RefusedLimitError,
     UsageError,
 )
 from bandolero_service.embedded import EmbeddedStoreError
 from bandolero_service.errors import ApiError
+from bandolero_service.options import (
+    DataDirOption,
+    LakeOption,
+    MappingOption,
+    MaxRefusedOption,
+    PathsArgument,
+    RowsTenantOption,
+    StoreOption,
+    TenantOption,
+    place_of,
+)
 from bandolero_service.secret import check_exposure
 from bandolero_service.settings import SettingsError, read_settings
 from bandolero_service.store import RefusedStoreError, StoreDownError
@@ -41,39 +57,6 @@ app.add_typer(ingest_app, name="ingest")
 app.add_typer(priors_app, name="priors")
 
 GATE_BLOCKED = 3
-
-StoreOption = Annotated[
-    str | None,
-    typer.Option(help="`embedded`, or redis://… of a Redis or Valkey server."),
-]
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(help="Embedded store, lake, spool, secret. Default ./.bandolero"),
-]
-LakeOption = Annotated[
-    str | None, typer.Option(help="Folder or s3://… of the lake. Default DATA_DIR/lake")
-]
-TenantOption = Annotated[
-    str | None, typer.Option(help="Whose; may be left out where there is only one.")
-]
-
-PathsArgument = Annotated[
-    list[str],
-    typer.Argument(help="Parquet, CSV or JSON lines files, folders, or s3://…"),
-]
-MappingOption = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True, dir_okay=False, help="YAML: what the files' columns are."
-    ),
-]
-MaxRefusedOption = Annotated[
-    str | None,
-    typer.Option(help="Take no file in of which more is refused: 1% (exit code 4)."),
-]
-RowsTenantOption = Annotated[
-    str | None, typer.Option(help="Whose rows these are. Default: their tenant_id.")
-]
 
 
 @app.command(
@@ -138,7 +121,7 @@ def experiment_apply(
     start: Annotated[bool, typer.Option(help="Start it too.")] = False,
 ) -> None:
     """Create or change experiments from YAML or JSON files."""
-    commands.apply_experiments(_place(store, data_dir, None), files, tenant, start)
+    commands.apply_experiments(place_of(store, data_dir, None), files, tenant, start)
 
 
 @experiment_app.command("list", epilog="Example: bandolero experiment list")
@@ -148,7 +131,7 @@ def experiment_list(
     tenant: TenantOption = None,
 ) -> None:
     """List experiments."""
-    commands.list_experiments(_place(store, data_dir, None), tenant)
+    commands.list_experiments(place_of(store, data_dir, None), tenant)
 
 
 @experiment_app.command("show", epilog="Example: bandolero experiment show spring-hero")
@@ -159,7 +142,7 @@ def experiment_show(
     tenant: TenantOption = None,
 ) -> None:
     """Show an experiment's record as JSON."""
-    commands.show_experiment(_place(store, data_dir, None), experiment_id, tenant)
+    commands.show_experiment(place_of(store, data_dir, None), experiment_id, tenant)
 
 
 @app.command(
@@ -180,7 +163,7 @@ def report(
     if format not in commands.REPORT_FORMATS:
         rule = f"must be one of {', '.join(commands.REPORT_FORMATS)}."
         raise typer.BadParameter(f"{format!r}, {rule}", param_hint="--format")
-    place = _place(store, data_dir, lake)
+    place = place_of(store, data_dir, lake)
     commands.report(place, experiment_id, tenant, format, output)
 
 
@@ -208,7 +191,7 @@ def refresh(
     tenant: TenantOption = None,
 ) -> None:
     """Settle the lake with late events and corrections, and correct the learner."""
-    place = _place(store, data_dir, lake)
+    place = place_of(store, data_dir, lake)
     chosen = (engine, memory_limit, spark_master)
     if not refreshing.refresh(place, tenant, until, dry_run, summary, chosen):
         raise typer.Exit(GATE_BLOCKED)
@@ -231,7 +214,7 @@ def replay(
     tenant: TenantOption = None,
 ) -> None:
     """Fold the lake offline and compare with the served snapshot, or restore from it."""
-    place = _place(store, data_dir, lake)
+    place = place_of(store, data_dir, lake)
     if restore and (experiment_id or tenant):
         raise UsageError("--restore takes every experiment: leave ID and tenant out.")
     if restore:
@@ -240,6 +223,11 @@ def replay(
         raise UsageError("ID is missing: say which experiment, or --restore.")
     else:
         commands.replay(place, experiment_id, tenant)
+
+
+app.command(
+    epilog="Example: bandolero evaluate spring-hero --policy greedy --format json"
+)(evaluating.evaluate)
 
 
 @ingest_app.command(
@@ -258,7 +246,7 @@ def ingest_decisions(
     """Load decisions; refused rows go to quarantine with their reason."""
     from bandolero_service.loading import load
 
-    place = _place(store, data_dir, lake)
+    place = place_of(store, data_dir, lake)
     load(place, "decisions", paths, mapping, max_refused, tenant)
 
 
@@ -277,7 +265,7 @@ def ingest_events(
     """Load events; refused rows go to quarantine with their reason."""
     from bandolero_service.loading import load
 
-    load(_place(store, data_dir, lake), "events", paths, mapping, max_refused, tenant)
+    load(place_of(store, data_dir, lake), "events", paths, mapping, max_refused, tenant)
 
 
 @keys_app.command(
@@ -300,20 +288,20 @@ def keys_create(
     data_dir: DataDirOption = None,
 ) -> None:
     """Make an API key and print it alone on stdout; it is not shown again."""
-    place = _place(store, data_dir, None)
+    place = place_of(store, data_dir, None)
     commands.create_key(place, tenant, scopes, expires, rate)
 
 
 @keys_app.command("list", epilog="Example: bandolero keys list")
 def keys_list(store: StoreOption = None, data_dir: DataDirOption = None) -> None:
     """List keys by id; secrets are not kept."""
-    commands.list_keys(_place(store, data_dir, None))
+    commands.list_keys(place_of(store, data_dir, None))
 
 
 @keys_app.command("export", epilog="Example: bandolero keys export > keys.jsonl")
 def keys_export(store: StoreOption = None, data_dir: DataDirOption = None) -> None:
     """Print all keys as JSON lines, each with a hash of its secret, for a back-up."""
-    backup.export_keys(_place(store, data_dir, None))
+    backup.export_keys(place_of(store, data_dir, None))
 
 
 @keys_app.command("import", epilog="Example: bandolero keys import keys.jsonl")
@@ -323,7 +311,7 @@ def keys_import(
     data_dir: DataDirOption = None,
 ) -> None:
     """Take over keys from a back-up; they open what they opened before."""
-    backup.import_keys(_place(store, data_dir, None), file)
+    backup.import_keys(place_of(store, data_dir, None), file)
 
 
 @keys_app.command("revoke", epilog="Example: bandolero keys revoke 1f2e3d4c5b6a")
@@ -331,7 +319,7 @@ def keys_revoke(
     key_id: str, store: StoreOption = None, data_dir: DataDirOption = None
 ) -> None:
     """Revoke a key; workers refuse it within a second."""
-    commands.revoke_key(_place(store, data_dir, None), key_id)
+    commands.revoke_key(place_of(store, data_dir, None), key_id)
 
 
 ObjectiveArgument = Annotated[
@@ -352,7 +340,7 @@ def priors_list(
     tenant: TenantOption = None,
 ) -> None:
     """List the priors that new experiments and variants take."""
-    prior_commands.list_priors(_place(store, data_dir, None), tenant, every)
+    prior_commands.list_priors(place_of(store, data_dir, None), tenant, every)
 
 
 @priors_app.command(
@@ -372,7 +360,7 @@ def priors_diff(
     tenant: TenantOption = None,
 ) -> None:
     """Show how a prior changed from one version to another."""
-    place = _place(store, data_dir, None)
+    place = place_of(store, data_dir, None)
     prior_commands.diff(place, tenant, (objective, group), old, new)
 
 
@@ -390,7 +378,7 @@ def priors_rollback(
     tenant: TenantOption = None,
 ) -> None:
     """Put an earlier version of a prior in force, and hold it until it is released."""
-    place = _place(store, data_dir, None)
+    place = place_of(store, data_dir, None)
     prior_commands.roll_back(place, tenant, (objective, group), to)
 
 
@@ -405,7 +393,7 @@ def priors_release(
     tenant: TenantOption = None,
 ) -> None:
     """Let the refresh go on with a prior that a rollback held."""
-    place = _place(store, data_dir, None)
+    place = place_of(store, data_dir, None)
     prior_commands.release(place, tenant, (objective, group))
 
 
@@ -416,7 +404,7 @@ def audit_list(
     tenant: TenantOption = None,
 ) -> None:
     """List acts of the control plane: who did what to what, when."""
-    commands.list_audit(_place(store, data_dir, None), tenant)
+    commands.list_audit(place_of(store, data_dir, None), tenant)
 
 
 @audit_app.command("verify", epilog="Example: bandolero audit verify")
@@ -426,7 +414,7 @@ def audit_verify(
     tenant: TenantOption = None,
 ) -> None:
     """Check that no line of the audit log is missing, changed or moved."""
-    commands.verify_audit(_place(store, data_dir, None), tenant)
+    commands.verify_audit(place_of(store, data_dir, None), tenant)
 
 
 @app.command(epilog="Example: bandolero demo --tests 3 --scale 0.1 --seconds 20")
@@ -452,10 +440,6 @@ def demo(
         tests=tests, scale=scale, seconds=seconds, seed=seed, upworthy=source, out=out
     )
     raise typer.Exit(run_demo(options))
-
-
-def _place(store: str | None, data_dir: Path | None, lake: str | None) -> Place:
-    return Place(read_settings(store=store, data_dir=data_dir, lake=lake))
 
 
 def main() -> NoReturn:

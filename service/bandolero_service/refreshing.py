@@ -69,7 +69,7 @@ def refresh(
         choice = checked(EngineChoice(*engine))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    until_ms = None if until is None else _iso_ms(until)
+    until_ms = None if until is None else _iso_ms("until", until)
     owner = f"{os.getpid()}-{secrets.token_hex(6)}"
     lease = keys.REFRESH_LEASE, owner, keys.REFRESH_LEASE_MS
     with place.store() as store, store.alone(*lease) as held, _steps() as step:
@@ -216,10 +216,10 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
                 yield f"  blocked by the gate of {gate['gate']}: {gate['message']}"
 
 
-def _iso_ms(text: str) -> int:
+def _iso_ms(field: str, text: str) -> int:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"until == {text!r}, must be an ISO 8601 time.") from None
+        raise UsageError(f"{field} == {text!r}, must be an ISO 8601 time.") from None
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return int(at.timestamp() * 1000)

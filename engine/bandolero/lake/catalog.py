@@ -232,6 +232,13 @@ class Lake(Storage):
         """Rows of a table that one commit brought, as `read` gives them."""
         return self._read_files(table, [f for f in commit.files if f.table == table])
 
+    def read_each(self, table: str) -> Iterator[tuple[Commit, pa.Table | BadFile]]:
+        """Rows of a table file by file, as they were written, with their commit."""
+        for commit in self.commits():
+            for file in commit.files:
+                if file.table == table:
+                    yield commit, self._read_or_quarantine(file)
+
     def rewrite(self, commit: Commit, anew: Mapping[LakeFile, pa.Table]) -> None:
         """Put rows in the place of some files of a commit, all or none, and delete those.
 
@@ -290,16 +297,19 @@ class Lake(Storage):
     def _read_files(
         self, table: str, files: Iterable[LakeFile]
     ) -> tuple[pa.Table, list[BadFile]]:
-        good, bad = [], []
-        for file in files:
-            try:
-                good.append(self._read_listed(file))
-            except (OSError, ValueError, pa.ArrowException) as error:
-                reason = " ".join(str(error).split())[:300]
-                self.quarantine(file, reason)
-                bad.append(BadFile(file.path, reason))
+        read = [self._read_or_quarantine(file) for file in files]
+        bad = [one for one in read if isinstance(one, BadFile)]
+        good = [one for one in read if not isinstance(one, BadFile)]
         rows = pa.concat_tables(good) if good else TABLES[table].empty_table()
         return in_log_order(rows), bad
+
+    def _read_or_quarantine(self, file: LakeFile) -> pa.Table | BadFile:
+        try:
+            return self._read_listed(file)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:300]
+            self.quarantine(file, reason)
+            return BadFile(file.path, reason)
 
     def _read_listed(self, file: LakeFile) -> pa.Table:
         """The rows of a file, or of the one that was written in its place meanwhile."""

@@ -1,0 +1,230 @@
+"""Trials of an experiment from the lake: settled with hindsight, by column.
+
+Files are read one after the other and settled (`bandolero.settle`) in batches; what is
+kept of a decision is a row of numbers, and its context where the experiment has one.
+Decisions that the service logged are cut at the lake's watermark, ingested ones at the
+time of asking: their files are all there is of them. Fallback decisions have no
+propensity and are left out.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bandolero.evaluate.intervals import Ints
+from bandolero.evaluate.trials import Bools
+from bandolero.experiment import ExperimentRecord
+from bandolero.fold import FALLBACK, arms_of
+from bandolero.lake.catalog import INGESTED, BadFile, Commit, Lake
+from bandolero.replay import of_experiment
+from bandolero.settle import Settled, closes_ms, settle
+from bandolero.snapshot import snapshot_from_bytes
+
+BATCH_ROWS = 1_000_000
+"""Smaller files are settled together: every batch looks at all events."""
+_BY_SNAPSHOT = "#"
+"""Begins the name of a set that a decision does not spell out, before its snapshot's
+version; no variant's id begins so."""
+
+
+class Sets(NamedTuple):
+    """Which arms competed in a decision, (n_sets, n_arms) each.
+
+    eligible
+        Whether the arm could be chosen by a policy.
+    possible
+        Whether the policy that logged would have drawn it at times.
+    """
+
+    eligible: Bools
+    possible: Bools
+
+
+class Logged(NamedTuple):
+    """Trials of an experiment, in log order.
+
+    rows
+        A row a trial: arm (-1 for a variant that is none of the experiment's), reward,
+        propensity, decided_at_ms, closes_ms (log time when the reward was final), set_of
+        (a row of `sets`), context, unit, decision_id.
+    pending
+        Decisions that had not closed.
+    bad_files
+        Files of the lake that could not be read.
+    """
+
+    rows: pa.Table
+    sets: Sets
+    pending: int
+    bad_files: tuple[BadFile, ...]
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        """A column of numbers, (n_trials,)."""
+        return np.asarray(self.rows[name].to_numpy())
+
+
+class NothingLoggedError(LookupError):
+    """The lake holds no trial of the experiment."""
+
+
+def read_logged(
+    record: ExperimentRecord,
+    lake: Lake,
+    to_ms: int,
+    now_ms: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Logged:
+    """All trials of an experiment that were decided before `to_ms`.
+
+    Parameters
+    ----------
+    now_ms
+        The time of asking.
+
+    Raises
+    ------
+    NothingLoggedError
+        When there are none.
+    """
+    progress("reading events")
+    events, bad = lake.read("events")
+    events = events.filter(pc.equal(events["tenant_id"], record.tenant))
+    watermark_ms, set_names = lake.watermark_ms(), _Numbers()
+    parts: list[pa.Table] = []
+    pending = 0
+    for is_ingested, rows in _batches(record, lake, to_ms, bad):
+        progress(f"settling decisions, {sum(map(len, parts)):,} so far")
+        cut = now_ms if is_ingested else watermark_ms
+        settled = settle(rows, events, record.spec.objective, cut)
+        pending += len(rows) - len(settled.row)
+        parts.append(_trials(record, rows, settled, set_names))
+    if not any(map(len, parts)):
+        message = f"{record.experiment_id} has no closed decision in the lake yet."
+        raise NothingLoggedError(message)
+    rows = _in_log_order(pa.concat_tables(parts))
+    return Logged(rows, _sets(record, lake, list(set_names)), pending, tuple(bad))
+
+
+def _batches(
+    record: ExperimentRecord, lake: Lake, to_ms: int, bad: list[BadFile]
+) -> Iterator[tuple[bool, pa.Table]]:
+    """(whether ingested, decisions of the experiment); what cannot be read joins `bad`."""
+    held: dict[bool, list[pa.Table]] = {True: [], False: []}
+    for commit, read in lake.read_each("decisions"):
+        if isinstance(read, BadFile):
+            bad.append(read)
+            continue
+        mine = _mine(record, read, to_ms)
+        is_ingested = _is_ingested(commit)
+        held[is_ingested].append(mine)
+        if sum(map(len, held[is_ingested])) >= BATCH_ROWS:
+            yield is_ingested, pa.concat_tables(held.pop(is_ingested))
+            held[is_ingested] = []
+    for is_ingested, tables in held.items():
+        if any(map(len, tables)):
+            yield is_ingested, pa.concat_tables(tables)
+
+
+def _is_ingested(commit: Commit) -> bool:
+    return commit.shard.startswith(INGESTED)
+
+
+def _mine(record: ExperimentRecord, rows: pa.Table, to_ms: int) -> pa.Table:
+    """Decisions of the experiment that were drawn with a propensity, before `to_ms`."""
+    keep = pc.and_(
+        pc.equal(rows["tenant_id"], record.tenant),
+        pc.equal(rows["experiment_id"], record.experiment_id),
+    )
+    keep = pc.and_(keep, pc.not_equal(rows["mode"], FALLBACK))
+    keep = pc.and_(keep, pc.less(rows["decided_at_ms"], to_ms))
+    return rows.filter(keep)
+
+
+class _Numbers(dict[str, int]):
+    """Numbers names 0, 1, … as they come."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = len(self)
+        return self[name]
+
+    def of(self, names: pa.ChunkedArray) -> Ints:
+        """The number of each name, (n_names,)."""
+        encoded = names.combine_chunks().dictionary_encode("encode")
+        numbers = np.array([self[name] for name in encoded.dictionary.to_pylist()])
+        return np.asarray(numbers[encoded.indices.to_numpy()], np.int64)
+
+
+def _trials(
+    record: ExperimentRecord, decisions: pa.Table, settled: Settled, set_names: _Numbers
+) -> pa.Table:
+    """Decisions that count, with what they earned."""
+    counts = settled.row[settled.trial]
+    whole = len(counts) == len(decisions)
+    rows = decisions if whole else decisions.take(pa.array(counts))
+    spelled = pc.binary_join(rows["eligible"], ",")
+    versions = pc.fill_null(pc.cast(rows["snapshot_version"], pa.string()), "")
+    implied = pc.binary_join_element_wise(_BY_SNAPSHOT, versions, "")
+    large = pa.large_string()
+    return pa.table(
+        {
+            "arm": arms_of(record.spec, rows["variant_id"]),
+            "reward": settled.reward_micros[settled.trial] / 1e6,
+            "propensity": rows["propensity"],
+            "decided_at_ms": rows["decided_at_ms"],
+            "closes_ms": closes_ms(rows, record.spec.objective),
+            "set_of": set_names.of(pc.coalesce(spelled, implied)),
+            "context": rows["context"].cast(large),
+            "unit": rows["unit"].cast(large),
+            "decision_id": rows["decision_id"].cast(large),
+        }
+    )
+
+
+def _in_log_order(rows: pa.Table) -> pa.Table:
+    closes = np.asarray(rows["closes_ms"].to_numpy())
+    if (np.diff(closes) >= 0).all():
+        return rows
+    return rows.take(pa.array(np.argsort(closes, kind="stable")))
+
+
+def _sets(record: ExperimentRecord, lake: Lake, names: list[str]) -> Sets:
+    """The sets behind their names, in order."""
+    spelled = [not name.startswith(_BY_SNAPSHOT) for name in names]
+    implied = {} if all(spelled) else _implied_sets(record, lake)
+    variant_ids = record.spec.variant_ids
+    every = np.ones(len(variant_ids), np.bool_)
+    eligible, possible = [], []
+    for name, is_spelled in zip(names, spelled, strict=True):
+        if is_spelled:
+            named = np.isin(variant_ids, name.split(","))
+            both = named, named
+        else:
+            both = implied.get(name, (every, every))
+        eligible.append(both[0])
+        possible.append(both[1])
+    return Sets(np.stack(eligible), np.stack(possible))
+
+
+def _implied_sets(
+    record: ExperimentRecord, lake: Lake
+) -> dict[str, tuple[Bools, Bools]]:
+    """Eligible and possible arms of decisions that say no set, by the set's name."""
+    rows, _ = of_experiment(record, lake, "snapshots")
+    n_arms = len(record.spec.variants)
+    active: dict[tuple[bytes, int], Bools] = {}
+    found = {}
+    for row, version in enumerate(rows["version"].to_pylist()):
+        shares = np.array(rows["probabilities"][row].as_py())
+        possible = np.zeros(n_arms, np.bool_)
+        possible[: len(shares)] = shares > 0.0
+        # What is active moves with the specification: one snapshot says it for many.
+        key = possible.tobytes(), rows["spec_version"][row].as_py()
+        if key not in active:
+            snapshot = snapshot_from_bytes(rows["snapshot"][row].as_py())
+            active[key] = np.isin(np.arange(n_arms), snapshot.active)
+        found[f"{_BY_SNAPSHOT}{version}"] = active[key], possible
+    return found

@@ -1,0 +1,269 @@
+"""Evaluating policies on a lake: what is read, what learns, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from bandolero.evaluate.answer import (
+    Answer,
+    ByPolicy,
+    BySnapshot,
+    ByTable,
+    Target,
+    evaluate_experiment,
+)
+from bandolero.evaluate.reading import NothingLoggedError
+from bandolero.evaluate.targets import TargetError, read_probabilities
+from bandolero.evaluate.telling import to_json, to_text
+from bandolero.experiment import ExperimentRecord, InvalidExperimentError
+from bandolero.lake.catalog import Lake, rows_of
+from bandolero.policies import policy_of
+from bandolero.snapshot import build_snapshot, snapshot_to_bytes
+from evaluate_lakes import (
+    LOGGED,
+    RATES,
+    START_MS,
+    STEP_MS,
+    by_device,
+    filled,
+    ingested,
+    plain,
+)
+
+NOW_MS = START_MS + 10**9
+HALF = {"v1": 0.5, "v2": 0.5, "v3": 0.0}
+
+
+def asked(record: ExperimentRecord, lake: Lake, target: Target, **when: Any) -> Answer:
+    """What a target would have earned."""
+    return evaluate_experiment(record, lake, target, NOW_MS, **when)
+
+
+def table(**shares: float) -> ByTable:
+    """A table of probabilities by variant."""
+    columns = {"variant_id": list(shares), "probability": list(shares.values())}
+    return ByTable(pa.table(columns))
+
+
+def test_a_split_is_worth_its_rates(tmp_path: Path) -> None:
+    """A fixed split is evaluated on the whole log, near what its rates give."""
+    found = asked(
+        plain(), filled(tmp_path, 1, 4000), ByPolicy({"kind": "fixed", "weights": HALF})
+    )
+    truth = float(RATES.mean(axis=0)[:2].mean())
+    assert (found.n_learned, found.evaluation.n_trials) == (0, 4000)
+    low, high = found.evaluation.estimates["dr"].bootstrap
+    assert low < truth < high
+    assert high - low < 0.06
+
+
+def test_a_table_says_the_same_as_a_split(tmp_path: Path) -> None:
+    """The same probabilities from a table and from a policy give the same numbers."""
+    record, lake = plain(), filled(tmp_path, 2, 2000)
+    split = asked(record, lake, ByPolicy({"kind": "fixed", "weights": HALF}))
+    told = asked(record, lake, table(**HALF))
+    assert told.evaluation == split.evaluation
+
+
+def test_ingested_files_say_the_same(tmp_path: Path) -> None:
+    """Decisions of another system's files settle though no shard's log is there."""
+    live = asked(plain(), filled(tmp_path / "a", 3, 2000), table(**HALF))
+    files = asked(plain(), ingested(tmp_path / "b", 3, 2000), table(**HALF))
+    assert files.evaluation == live.evaluation
+
+
+def test_a_policy_learns_from_the_first_half(tmp_path: Path) -> None:
+    """It is evaluated on the other half; `from` says otherwise where the split is."""
+    lake = filled(tmp_path, 4, 4000)
+    found = asked(plain(), lake, ByPolicy({"kind": "epsilon_greedy"}))
+    assert (found.n_learned, found.evaluation.n_trials) == (2000, 2000)
+    later = START_MS + 1000 * STEP_MS
+    found = asked(plain(), lake, ByPolicy({"kind": "epsilon_greedy"}), from_ms=later)
+    assert (found.n_learned, found.evaluation.n_trials) == (1000, 3000)
+
+
+@pytest.mark.parametrize(
+    "kind", ["linear_thompson", "logistic_thompson", "lin_ucb", "beta_thompson"]
+)
+def test_a_policy_with_context_is_worth_more(tmp_path: Path, kind: str) -> None:
+    """Who knows that devices like opposite variants earns 0.3, who does not earns 0.2."""
+    n = 4000
+    policy = {"kind": kind}
+    found = asked(
+        by_device(allocation={"min_share": 0.01}),
+        filled(tmp_path, 5, n),
+        ByPolicy(policy),
+    )
+    assert found.evaluation.is_supported, found.evaluation.support.reasons
+    value = found.evaluation.estimates["dr"].value
+    truth = 0.2 if kind == "beta_thompson" else 0.29
+    assert value == pytest.approx(truth, abs=0.06)
+
+
+def test_probabilities_by_decision(tmp_path: Path) -> None:
+    """A table by decision that follows the device is worth what the devices like."""
+    lake = filled(tmp_path, 6, 3000)
+    rows, _ = lake.read("decisions")
+    likes = {'{"device":"mobile"}': "v3", '{"device":"desktop"}': "v1"}
+    best = [likes[context] for context in rows["context"].to_pylist()]
+    columns = {"decision_id": rows["decision_id"], "variant_id": best}
+    shares = pa.table(columns | {"probability": np.ones(3000, np.float32)})
+    found = asked(by_device(), lake, ByTable(shares))
+    low, high = found.evaluation.estimates["dr"].bootstrap
+    assert low < 0.3 < high
+    missing = ByTable(shares.slice(1))
+    with pytest.raises(TargetError, match="decision_id == 'd0' and 0 others have no"):
+        asked(by_device(), lake, missing)
+
+
+def test_a_served_snapshot_meets_only_what_it_has_not_learned(tmp_path: Path) -> None:
+    """A snapshot folded to a log id is evaluated on decisions made after that."""
+    record, n = plain(policy={"kind": "uniform"}), 2000
+    lake = filled(tmp_path, 7, n, snapshot_version=[1] * n)
+    folded_ms = START_MS + 500 * STEP_MS
+    state = policy_of(record.spec).init(3)
+    snapshot = build_snapshot(
+        record, state, version=1, created_at_ms=folded_ms, folded_to=f"{folded_ms}-0"
+    )
+    row: tuple[Any, ...] = ("acme", "hats", 1, 1, folded_ms, snapshot.folded_to)
+    row += (["v1", "v2", "v3"], LOGGED.tolist(), "{}", snapshot_to_bytes(snapshot))
+    rows = rows_of("snapshots", [(*row, f"{folded_ms}-0", folded_ms)])
+    lake.commit("1", 0, 10**13 - 1, {"snapshots": rows})
+    found = asked(record, lake, BySnapshot(1))
+    assert found.evaluation.n_trials == n - 501
+    assert found.evaluation.estimates["ips"].value == pytest.approx(0.2, abs=0.05)
+    with pytest.raises(
+        TargetError, match="snapshot == 2, must be a version in the lake"
+    ):
+        asked(record, lake, BySnapshot(2))
+
+
+def test_fallback_decisions_are_left_out(tmp_path: Path) -> None:
+    """What was served without a propensity is no trial of an evaluation."""
+    modes = ["explore", "holdout", "fallback", "fixed"] * 500
+    found = asked(plain(), filled(tmp_path, 8, 2000, mode=modes), table(**HALF))
+    assert found.evaluation.n_trials == 1500
+
+
+def test_pending_decisions_are_counted(tmp_path: Path) -> None:
+    """Decisions whose window is open at the watermark are told, not evaluated."""
+    columns = {"decided_at_ms": START_MS + STEP_MS * np.arange(2000)}
+    lake = filled(tmp_path, 9, 2000, **columns)
+    decisions, _ = lake.read("decisions")
+    late = decisions.slice(0, 10)
+    at = late.column_names.index("log_ms")
+    late = late.set_column(at, "log_ms", pa.array([START_MS + 10**8] * 10))
+    lake.commit("0", START_MS + 300_000, START_MS + 300_001, {"decisions": late})
+    found = asked(plain(), lake, table(**HALF))
+    assert (found.evaluation.n_trials, found.pending) == (2000, 10)
+
+
+def test_sticky_units_are_clusters(tmp_path: Path) -> None:
+    """With sticky units a unit is one observation; a decision without one is its own."""
+    units = [None if i % 4 == 0 else f"u{i // 8}" for i in range(2000)]
+    record = plain(allocation={"sticky": "unit"})
+    found = asked(record, filled(tmp_path, 10, 2000, unit=units), table(**HALF))
+    assert found.evaluation.n_clusters == 500 + 250
+
+
+def test_eligible_sets_bound_a_policy(tmp_path: Path) -> None:
+    """Where only two variants were eligible a policy is asked for those two."""
+    n = 3000
+    decisions = filled(tmp_path / "a", 11, n).read("decisions")[0]
+    arms = np.array([int(v[1]) for v in decisions["variant_id"].to_pylist()])
+    propensity = np.where(arms == 3, 0.2, LOGGED[arms - 1])
+    eligible = [["v1", "v2", "v3"] if arm == 3 else None for arm in arms]
+    narrowed = [
+        ["v1", "v2"] if i % 2 and arm != 3 else eligible[i]
+        for i, arm in enumerate(arms)
+    ]
+    lake = filled(tmp_path / "b", 11, n, eligible=narrowed, propensity=propensity)
+    found = asked(plain(), lake, ByPolicy({"kind": "uniform"}))
+    assert found.evaluation.support.unseen == 0.0
+    third = asked(plain(), lake, table(v3=1.0))
+    share = sum(e == ["v1", "v2"] for e in narrowed) / n
+    assert third.evaluation.support.unseen == pytest.approx(share)
+
+
+def test_another_tenants_decisions_are_not_read(tmp_path: Path) -> None:
+    """Equal names of another tenant add nothing."""
+    tenants = ["acme", "other"] * 1000
+    found = asked(plain(), filled(tmp_path, 12, 2000, tenant_id=tenants), table(**HALF))
+    assert found.evaluation.n_trials == 1000
+
+
+def test_nothing_logged_is_said(tmp_path: Path) -> None:
+    """An empty lake, and a time without decisions, are errors that say so."""
+    with pytest.raises(NothingLoggedError, match="hats has no closed decision"):
+        asked(plain(), Lake(tmp_path), table(**HALF))
+    lake = filled(tmp_path / "b", 13, 100)
+    with pytest.raises(NothingLoggedError, match="no closed decision was made in that"):
+        asked(plain(), lake, table(**HALF), from_ms=NOW_MS - 1)
+
+
+def test_a_wrong_policy_lists_its_faults(tmp_path: Path) -> None:
+    """A policy is checked as in an experiment's file, before the lake is read."""
+    with pytest.raises(InvalidExperimentError, match=r"policy\.prior_alpha == -1"):
+        asked(
+            plain(),
+            Lake(tmp_path),
+            ByPolicy({"kind": "beta_thompson", "prior_alpha": -1}),
+        )
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"v1": 0.5, "v9": 0.5}, "variant_id == 'v9', must be a variant of hats"),
+        ({"v1": 0.5, "v2": 0.4}, "probabilities of the table add up to 0.9, must"),
+        ({"v1": 1.5, "v2": -0.5}, r"probability == 1.5, must be in \[0, 1\]"),
+    ],
+)
+def test_a_wrong_table_is_named(
+    tmp_path: Path, shares: dict[str, float], message: str
+) -> None:
+    """Unknown variants, sums and numbers that cannot be are refused."""
+    lake = filled(tmp_path, 14, 200)
+    with pytest.raises(TargetError, match=message):
+        asked(plain(), lake, table(**shares))
+
+
+def test_tables_are_read_from_parquet_and_csv(tmp_path: Path) -> None:
+    """Both say the same; ids of digits stay text; what is no table is refused."""
+    ids = pa.array(["007", "007"])
+    rows = pa.table(
+        {"decision_id": ids, "variant_id": ["v1", "v2"], "probability": [0, 1]}
+    )
+    pq.write_table(rows, tmp_path / "p.parquet")
+    pa.csv.write_csv(rows, tmp_path / "p.csv")
+    read = [read_probabilities(tmp_path / name) for name in ("p.parquet", "p.csv")]
+    assert read[0].equals(read[1])
+    (tmp_path / "bad.parquet").write_bytes(b"no")
+    with pytest.raises(TargetError, match=r"bad\.parquet cannot be read"):
+        read_probabilities(tmp_path / "bad.parquet")
+    pq.write_table(rows.drop(["probability"]), tmp_path / "half.parquet")
+    with pytest.raises(TargetError, match="has no column probability, must have it"):
+        read_probabilities(tmp_path / "half.parquet")
+
+
+def test_answers_as_text_and_json(tmp_path: Path) -> None:
+    """A supported answer is a table of six estimators; another says why and no number."""
+    lake = filled(tmp_path, 15, 2000)
+    good = asked(by_device(), lake, table(**HALF))
+    text, told = to_text(good), to_json(good)
+    assert "doubly robust" in text
+    assert told["supported"] is True
+    assert set(told["estimates"]) == {"ips", "snips", "dm", "dr", "switch_dr", "dros"}
+    assert told["estimates"]["ips"]["bootstrap"].keys() == {"low", "high"}
+    assert told["support"]["unseen_by_field"] == {"device": 0.0}
+    few = asked(by_device(), lake, table(**HALF), from_ms=START_MS + 1950 * STEP_MS)
+    text, told = to_text(few), to_json(few)
+    assert "not enough support:" in text
+    assert "doubly robust" not in text
+    assert (told["supported"], told["estimates"]) == (False, {})
+    assert told["reasons"]
