@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bandolero.experiment import Experiment, ExperimentRecord, parse_experiment
@@ -59,12 +60,13 @@ def write_lake(
         n = int(ends[i + 1] - ends[i])
         span = int(times[i]), int(times[i + 1])
         decisions = _decisions(rng, n, span, i, n_features)
-        told, behind = _events(rng, decisions, span[1])
-        late = pa.concat_tables([late, behind])
+        told = pa.concat_tables([late, _events(rng, decisions)])
+        is_late = pc.greater(told["log_ms"], span[1])
+        told, late = told.filter(pc.invert(is_late)), told.filter(is_late)
         lake.commit("s0", after, span[1], {"decisions": decisions, "events": told})
-        after, n_events = span[1], n_events + told.num_rows + behind.num_rows
+        after, n_events = span[1], n_events + told.num_rows
     lake.commit("s0", after, START_MS + 2 * DAY_MS, {"events": late})
-    return Made(lake, records, n_decisions, n_events)
+    return Made(lake, records, n_decisions, n_events + late.num_rows)
 
 
 def record_of(i: int, n_features: int) -> ExperimentRecord:
@@ -116,10 +118,8 @@ def _decisions(
     return _table(columns, DECISIONS_TABLE, n)
 
 
-def _events(
-    rng: np.random.Generator, decisions: pa.Table, until_ms: int
-) -> tuple[pa.Table, pa.Table]:
-    """Clicks told until then, and those that are told a day later."""
+def _events(rng: np.random.Generator, decisions: pa.Table) -> pa.Table:
+    """Clicks, and what takes some of them back."""
     n = decisions.num_rows
     clicked = decisions.take(
         pa.array(np.flatnonzero(rng.integers(0, EVENT_EVERY, n) == 0))
@@ -144,9 +144,7 @@ def _events(
     }
     told = _table(columns, EVENTS_TABLE, n)
     back = told.take(pa.array(np.flatnonzero(rng.integers(0, RETRACT_EVERY, n) == 0)))
-    told = pa.concat_tables([told, _retracts(back)])
-    behind = pa.array(told["log_ms"].to_numpy() > until_ms)
-    return told.filter(_not(behind)), told.filter(behind)
+    return pa.concat_tables([told, _retracts(back)])
 
 
 def _retracts(told: pa.Table) -> pa.Table:
@@ -162,10 +160,6 @@ def _retracts(told: pa.Table) -> pa.Table:
     }
     columns = {name: told[name] for name in told.column_names} | changed
     return _table(columns, EVENTS_TABLE, n)
-
-
-def _not(mask: pa.Array) -> pa.Array:
-    return pa.array(~mask.to_numpy(zero_copy_only=False))
 
 
 def _table(columns: dict[str, pa.Array], schema: pa.Schema, n: int) -> pa.Table:
@@ -203,7 +197,7 @@ def _texts(letters: NDArray[np.uint8], n: int, width: int) -> pa.Array:
 
 def _log_ids(logged_ms: Ints, file: int) -> pa.Array:
     times = pa.array(logged_ms).cast(pa.string())
-    return pa.compute.binary_join_element_wise(times, str(file), "-")
+    return pc.binary_join_element_wise(times, str(file), "-")
 
 
 def _contexts(rng: np.random.Generator, n: int, n_features: int) -> pa.Array:
@@ -215,6 +209,6 @@ def _contexts(rng: np.random.Generator, n: int, n_features: int) -> pa.Array:
     taken = 1 + sum(len(levels) + 1 for levels in FIELDS.values())
     for j in range(n_features - taken):
         value = pa.array(rng.integers(-200, 200, n) / 100.0).cast(pa.string())
-        parts.append(pa.compute.binary_join_element_wise(f'"x{j}":', value, ""))
-    inner = pa.compute.binary_join_element_wise(*parts, ",")
-    return pa.compute.binary_join_element_wise("{", inner, "}", "")
+        parts.append(pc.binary_join_element_wise(f'"x{j}":', value, ""))
+    inner = pc.binary_join_element_wise(*parts, ",")
+    return pc.binary_join_element_wise("{", inner, "}", "")

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from bandolero.lake.engines import EngineChoice
     from bandolero.lake.refit import Refit
     from bandolero.lake.refresh import Refreshed
+    from bandolero.lake.traffic import TrafficRules
 
+RESULTS = ("rollups", "segments", "audit")
+"""What a night leaves in the lake."""
 SPLIT_DAYS = 7
 """So many days back the split of decisions is checked: a fault that was mended before is
 past."""
@@ -64,7 +68,11 @@ def refresh(
     """Run the nightly job once; whether all its priors passed the gates."""
     from bandolero.lake.catalog import Lake
     from bandolero.lake.engines import EngineChoice, checked
+    from bandolero.lake.traffic import TrafficRules
 
+    rules = TrafficRules(
+        *(getattr(place.settings, name) for name in TrafficRules._fields)
+    )
     try:
         choice = checked(EngineChoice(*engine))
     except ValueError as error:
@@ -78,7 +86,7 @@ def refresh(
         began = time.monotonic()
         records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
         lake = Lake(place.settings.lake_url)
-        found = _computed(store, lake, records, until_ms, choice, step)
+        found = _computed(store, lake, records, until_ms, choice, rules, step)
         if not dry_run:
             step("publishing")
             _publish(store, place.author(store), lake, found)
@@ -96,6 +104,7 @@ def _computed(
     records: Sequence[ExperimentRecord],
     until_ms: int | None,
     choice: "EngineChoice",
+    rules: "TrafficRules",
     step: Any,
 ) -> Found:
     """All of a night but publishing it."""
@@ -104,7 +113,7 @@ def _computed(
     from bandolero.lake.refresh import refresh as run
 
     with open_engine(choice) as engine:
-        found = run(lake, records, until_ms, step, engine=engine)
+        found = run(lake, records, until_ms, step, rules, engine)
     step("fitting priors")
     splits = dict(_splits(store, records, found.watermark_ms))
     night = Night(found.watermark_ms, found.rollups, found.stages, splits)
@@ -131,7 +140,11 @@ def _splits(
 
 def _publish(store: Store, author: Author, lake: "Lake", found: Found) -> None:
     """Write what a night found; what is there already is left as it is."""
-    _write_rollups(lake, found.refreshed.watermark_ms, found.refreshed.rollups)
+    from bandolero.lake.results import write_results
+
+    refreshed = found.refreshed
+    tables = {name: getattr(refreshed, name) for name in RESULTS}
+    write_results(lake, refreshed.watermark_ms, tables)
     for correction in found.refreshed.corrections:
         names = ("watermark_ms", "changes", "faded", "by_context")
         body = {name: getattr(correction, name) for name in names}
@@ -152,19 +165,10 @@ def _due(fresh: Sequence[PublishedPrior], book: PriorBook) -> list[PublishedPrio
     return [p for p in fresh if p.version == before.get(p.name, 0) + 1]
 
 
-def _write_rollups(lake: Any, watermark_ms: int, rollups: Any) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(rollups, sink, compression="zstd")
-    name = f"rollups/until-{watermark_ms:013d}.parquet"
-    lake.write_bytes(name, bytes(sink.getvalue()))
-
-
 def _summary(found: Found, dry_run: bool, seconds: float) -> dict[str, Any]:
     refreshed = found.refreshed
     changed = [c for c in refreshed.corrections if c.changes]
+    reasons = Counter(refreshed.audit["reason"].to_pylist())
     at = datetime.fromtimestamp(refreshed.watermark_ms / 1000, UTC)
     return {
         "watermark": at.isoformat(),
@@ -177,6 +181,7 @@ def _summary(found: Found, dry_run: bool, seconds: float) -> dict[str, Any]:
         "corrected_experiments": {
             f"{c.tenant_id}/{c.experiment_id}": c.changes for c in changed
         },
+        "corrected_decisions": dict(reasons),
         "priors": {_name(refit): _told(refit) for refit in found.refits},
         "bad_files": [bad._asdict() for bad in refreshed.bad_files],
         "seconds": round(seconds, 3),
@@ -202,6 +207,7 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         f"refresh up to {told['watermark']}: {told['settled']:,} decisions settled of"
         f" {told['decisions']:,}, {told['events']:,} events, {told['late_events']:,} late,"
         f" {len(told['corrected_experiments'])} experiments corrected,"
+        f" {sum(told['corrected_decisions'].values()):,} decisions told otherwise,"
         f" {len(told['bad_files'])} bad files, {told['seconds']:.1f} s"
         f"{'' if told['published'] else ' (dry run: nothing was published)'}"
     )

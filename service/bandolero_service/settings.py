@@ -65,6 +65,10 @@ class Settings:
         begin with. Without it they are paths only.
     accept_events_days
         Events of older decisions are rejected as expired.
+    repeated_click_ms, fastest_click_ms, unit_click_times
+        What the refresh takes for invalid traffic, see
+        `bandolero.lake.traffic.TrafficRules`; 0, the default, turns a rule off. Where
+        people click, 1000, 200 and 10 are a beginning.
     trusted_proxies
         Addresses or networks, with commas, of proxies whose `X-Forwarded-For` is
         believed; empty: nobody's is.
@@ -109,6 +113,9 @@ class Settings:
     archive_bytes: int = 64_000_000
     retain_s: float = 3600.0
     accept_events_days: float = 30.0
+    repeated_click_ms: int = 0
+    fastest_click_ms: int = 0
+    unit_click_times: float = 0.0
     trusted_proxies: str = ""
     jwks: str = ""
     jwt_issuer: str = ""
@@ -185,6 +192,10 @@ def read_settings(
         raise SettingsError(f"shards == {settings.shards}, must be 1 to 1024.")
     if not 1 <= settings.workers <= 256:
         raise SettingsError(f"workers == {settings.workers}, must be 1 to 256.")
+    for name in ("repeated_click_ms", "fastest_click_ms", "unit_click_times"):
+        if getattr(settings, name) < 0:
+            rule = "must be 0 or more."
+            raise SettingsError(f"{name} == {getattr(settings, name)}, {rule}")
     if settings.log_format not in LOG_FORMATS:
         rule = f"must be one of {', '.join(LOG_FORMATS)}."
         raise SettingsError(f"log_format == {settings.log_format!r}, {rule}")

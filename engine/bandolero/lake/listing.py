@@ -35,11 +35,20 @@ def checked_files(lake: Lake, table: str, copies: Path) -> Listing:
     ----------
     copies
         A folder for copies, where the lake is not local.
+
+    Raises
+    ------
+    FileNotFoundError
+        When one was written anew and is no longer listed: there is a new list.
     """
     files = lake.files(table)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = list(pool.map(lambda file: _checked(lake, file, copies), files))
     listing = Listing([], [], 0, [])
+    if any(isinstance(path, BadFile) for path in found):
+        moved = set(files) - set(lake.files(table))
+        if moved:
+            raise FileNotFoundError(f"{moved.pop().path} is listed no longer.")
     for file, path in zip(files, found, strict=True):
         if isinstance(path, BadFile):
             lake.quarantine(file, path.reason)

@@ -10,6 +10,7 @@ of them at the watermark, for the learner.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
 from bandolero.settle import GRACE_MS
 
 Progress = Callable[[str], None]
+TRIES = 3
+"""An erasure that writes files anew makes a refresh begin again, so many times at most."""
 READ = (
     *DECISION,
     "experiment_id",
@@ -96,6 +99,27 @@ def refresh(
     watermark_ms = _watermark_ms(lake, records)
     if until_ms is not None:
         watermark_ms = min(watermark_ms, until_ms)
+    night = partial(_night, lake, records, watermark_ms, progress, rules, engine)
+    for _ in range(TRIES - 1):
+        listed = lake.files("decisions")
+        try:
+            return night()
+        except Exception:
+            if lake.files("decisions") == listed:
+                raise
+            progress("files were written anew meanwhile")
+    return night()
+
+
+def _night(
+    lake: Lake,
+    records: Sequence[ExperimentRecord],
+    watermark_ms: int,
+    progress: Progress,
+    rules: TrafficRules,
+    engine: Engine,
+) -> Refreshed:
+    """Refresh what is listed now; fails where a file is written anew meanwhile."""
     with tempfile.TemporaryDirectory(prefix="bandolero-lake-") as folder:
         progress("checking files")
         made, told = (
@@ -106,32 +130,43 @@ def refresh(
         asked = engine.table(objectives_of(records))
         closed = closed_decisions(decisions, asked, watermark_ms)
         progress("settling")
-        keys = engine.keep(events.select(*DECISION).distinct())
-        few = engine.keep(closed.semi_join(keys, DECISION))
-        twice = settle_twice(few, events, watermark_ms, rules.repeat_ms)
-        settled = engine.keep(twice)
-        settled = engine.keep(without_invalid(engine, settled, closed, rules))
+        settled = _settled(engine, closed, events, watermark_ms, rules)
         progress("rolling up")
         rolled = roll_up(engine, closed, settled, records)
         stages = engine.to_arrow(stages_by(closed, settled, rolled.untold))
         progress("correcting")
-        return Refreshed(
-            watermark_ms=watermark_ms,
-            decisions=made.n_rows,
-            events=told.n_rows,
-            settled=_sum(rolled.rollups, "decisions"),
-            late_events=_sum(
-                engine.to_arrow(settled.aggregate(n=settled.n_late.sum())), "n"
-            ),
-            corrections=corrections_of(
-                engine, closed, settled, rolled.untold, records, watermark_ms
-            ),
-            rollups=rolled.rollups,
-            segments=rolled.segments,
-            stages=stages,
-            audit=engine.to_arrow(audit_of(settled)).cast(AUDIT_TABLE),
-            bad_files=made.bad + told.bad,
+        late = engine.to_arrow(settled.aggregate(n=settled.n_late.sum()))
+        corrections = corrections_of(
+            engine, closed, settled, rolled.untold, records, watermark_ms
         )
+        audit = engine.to_arrow(audit_of(settled)).cast(AUDIT_TABLE)
+    return Refreshed(
+        watermark_ms=watermark_ms,
+        decisions=made.n_rows,
+        events=told.n_rows,
+        settled=_sum(rolled.rollups, "decisions"),
+        late_events=_sum(late, "n"),
+        corrections=corrections,
+        rollups=rolled.rollups,
+        segments=rolled.segments,
+        stages=stages,
+        audit=audit.sort_by([(name, "ascending") for name in AUDIT_TABLE.names[:3]]),
+        bad_files=made.bad + told.bad,
+    )
+
+
+def _settled(
+    engine: Engine,
+    closed: ir.Table,
+    events: ir.Table,
+    watermark_ms: int,
+    rules: TrafficRules,
+) -> ir.Table:
+    """Closed decisions that something was told of, and all that are taken out."""
+    keys = engine.keep(events.select(*DECISION).distinct())
+    few = engine.keep(closed.semi_join(keys, DECISION))
+    twice = settle_twice(few, events, watermark_ms, rules.repeated_click_ms)
+    return engine.keep(without_invalid(engine, engine.keep(twice), closed, rules))
 
 
 def _watermark_ms(lake: Lake, records: Sequence[ExperimentRecord]) -> int:

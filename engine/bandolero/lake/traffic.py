@@ -28,15 +28,15 @@ _UNIT = ("tenant_id", "unit")
 class TrafficRules(NamedTuple):
     """What counts as invalid traffic; 0 turns a rule off.
 
-    repeat_ms: a click that follows another of its decision within it does not count.
-    fastest_ms: a decision clicked sooner after it was made is taken out. unit_times: a
-    unit is taken out, with all its decisions, whose hits would be a wonder (`FALSE_ALARM`)
-    even if it were so many times as likely to click as the others.
+    repeated_click_ms: a click that follows another of its decision sooner does not count.
+    fastest_click_ms: a decision clicked sooner after it was made is taken out.
+    unit_click_times: a unit is taken out, with all its decisions, whose hits would be a
+    wonder (`FALSE_ALARM`) even if it were so many times as likely to click as the others.
     """
 
-    repeat_ms: int = 0
-    fastest_ms: int = 0
-    unit_times: float = 0.0
+    repeated_click_ms: int = 0
+    fastest_click_ms: int = 0
+    unit_click_times: float = 0.0
 
 
 NO_RULES = TrafficRules()
@@ -55,14 +55,14 @@ def without_invalid(
         All closed decisions; those of an excluded unit join the settled.
     """
     fast = (
-        settled.fastest_ms < rules.fastest_ms
-        if rules.fastest_ms
+        settled.fastest_ms < rules.fastest_click_ms
+        if rules.fastest_click_ms
         else ibis.literal(False)
     )
     marked = settled.mutate(
         excluded=ibis.ifelse(fast.fill_null(False), FAST, ibis.null("string"))
     )
-    if rules.unit_times:
+    if rules.unit_click_times:
         units = _wild_units(
             engine, marked.filter(marked.excluded.isnull()), closed, rules
         )
@@ -129,7 +129,8 @@ def _wild_units(
     told = engine.to_arrow(named.inner_join(expected, _UNIT))
     n_decisions = int(pc.sum(engine.to_arrow(rates)["n"]).as_py())
     chance = poisson.sf(
-        told["hits"].to_numpy() - 1, rules.unit_times * told["expected"].to_numpy()
+        told["hits"].to_numpy() - 1,
+        rules.unit_click_times * told["expected"].to_numpy(),
     )
     wild = pa.array(np.asarray(chance < FALSE_ALARM / n_decisions))
     return told.filter(wild).select(_UNIT)

@@ -1,0 +1,82 @@
+"""What a night found, kept in the lake: tables as of a watermark, all of them or none.
+
+`nights/<watermark>.json` lists the files and is written last. Files are named by what
+they hold, so the same night twice writes the same, and one that finds more replaces it.
+"""
+
+import json
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bandolero.lake.catalog import Lake
+
+FOLDER = "nights"
+KEPT = 30
+"""Nights that are kept, the newest."""
+
+
+def write_results(
+    lake: Lake, watermark_ms: int, tables: Mapping[str, pa.Table]
+) -> None:
+    """Write a night's tables by name, and forget old nights; one process at a time."""
+    listed = {
+        name: _written(lake, name, watermark_ms, rows) for name, rows in tables.items()
+    }
+    body = {"watermark_ms": watermark_ms, "tables": listed}
+    lake.write_bytes(_entry(watermark_ms), json.dumps(body, indent=1).encode())
+    _forget(lake)
+
+
+def read_result(lake: Lake, name: str) -> tuple[int, pa.Table | None]:
+    """A table of the newest night and its watermark; 0 and None before the first.
+
+    Raises
+    ------
+    ValueError
+        When the file is not as it was written.
+    """
+    entries = sorted(lake.paths(FOLDER, ".json"))
+    if not entries:
+        return 0, None
+    body = json.loads(lake.read_bytes(entries[-1]))
+    if name not in body["tables"]:
+        return body["watermark_ms"], None
+    path = body["tables"][name]
+    data = lake.read_bytes(path)
+    if _digest(data) not in path:
+        raise ValueError(f"{path} does not have the hash of its name.")
+    return body["watermark_ms"], pq.read_table(pa.BufferReader(data))
+
+
+def _written(lake: Lake, name: str, watermark_ms: int, rows: pa.Table) -> str:
+    """The path of a table, which is there now."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    data = bytes(sink.getvalue())
+    path = f"{name}/until-{watermark_ms:013d}-{_digest(data)}.parquet"
+    if not lake.exists(path):
+        lake.write_bytes(path, data)
+    return path
+
+
+def _forget(lake: Lake) -> None:
+    """Delete the nights before the newest ones, and files that no night lists."""
+    entries = sorted(lake.paths(FOLDER, ".json"))
+    for entry in entries[:-KEPT]:
+        lake.delete(entry)
+    bodies = [json.loads(lake.read_bytes(entry)) for entry in entries[-KEPT:]]
+    listed = {path for body in bodies for path in body["tables"].values()}
+    for name in bodies[-1]["tables"]:
+        for path in set(lake.paths(name, ".parquet")) - listed:
+            lake.delete(path)
+
+
+def _entry(watermark_ms: int) -> str:
+    return f"{FOLDER}/{watermark_ms:013d}.json"
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=8).hexdigest()
