@@ -8,7 +8,6 @@ References
 ----------
 Li, Chu, Langford & Wang (2011), Unbiased Offline Evaluation of Contextual-bandit-based
 News Article Recommendation Algorithms: algorithm 2.
-Swaminathan & Joachims (2015), The Self-Normalized Estimator for Counterfactual Learning.
 """
 
 from collections.abc import Sequence
@@ -16,6 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bandolero.evaluate.estimators import Terms, influence, snips
+from bandolero.evaluate.models import Weighed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -90,14 +92,12 @@ def value(weights: Floats, rewards: Floats) -> Value:
     propensity the self-normalised inverse-propensity estimate; the mean of several runs'
     weights gives the mean of the runs, weighted by how many rows each accepted.
     """
-    total = weights.sum()
-    mean = float(weights @ rewards / total)
-    share = weights / total
-    own = share * (rewards - mean)
-    base = float(rewards.mean())
-    others = (rewards - base) / len(rewards)
-    error, gain_error = (float(np.sqrt(np.sum(x**2))) for x in (own, own - others))
-    return Value(mean, error, mean - base, gain_error)
+    nothing = np.zeros_like(rewards)
+    of = Weighed(weights, rewards, nothing, nothing, np.zeros_like)
+    estimate, logged = snips(of), Terms(float(rewards.mean()), rewards)
+    own, others = influence(estimate), influence(logged)
+    error, gain_error = float(np.linalg.norm(own)), float(np.linalg.norm(own - others))
+    return Value(estimate.value, error, estimate.value - logged.value, gain_error)
 
 
 def play(

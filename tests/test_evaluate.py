@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -26,16 +26,17 @@ from evaluate_logs import (
     KERNELS_AS_PYTHON,
     KINDS,
     LOGGED,
+    OPEN_BANDIT,
     RATES,
     TARGET,
     TRUTH,
     logged,
+    open_bandit_shares,
     rows_of,
     without_arm_2_of_kind_1,
 )
 
 Floats = NDArray[np.float64]
-OPEN_BANDIT = Path(__file__).parents[2] / "shared/data/open-bandit"
 N_LOGS = 20 if KERNELS_AS_PYTHON else 200
 compiled = pytest.mark.skipif(
     KERNELS_AS_PYTHON, reason="hundreds of logs take minutes without compiled kernels"
@@ -132,41 +133,24 @@ def test_open_bandit_gives_the_published_figure() -> None:
     """
     if not OPEN_BANDIT.exists():
         pytest.skip("no Open Bandit beside the repository")
-    trials, target = open_bandit()
-    found = evaluate(trials, target)
+    names = ["item_id", "position", "click", "propensity_score"]
+    rows = pq.read_table(OPEN_BANDIT / "random_all.parquet", columns=names)
+    items, position, clicks, propensity = (rows[name].to_numpy() for name in names)
+    places = Situations(np.ones((3, 1)), np.ones((3, 80), np.bool_))
+    trials = Trials(
+        items,
+        clicks.astype(np.float64),
+        propensity,
+        position - 1,
+        places,
+        reward_max=1.0,
+    )
+    found = evaluate(trials, open_bandit_shares())
     assert f"{found.estimates['ips'].value:.6f}" == "0.004553"
     assert f"{found.estimates['ips'].relative:.6f}" == "1.198126"
     assert found.support.notes == (
         "the value rests on 4.7 effective rewards: intervals are rough.",
     )
-
-
-def open_bandit() -> tuple[Trials, Floats]:
-    """Its random log, a situation a position, and the share of draws of each item."""
-    import pyarrow.parquet as pq
-    import yaml
-
-    names = ["item_id", "position", "click", "propensity_score"]
-    rows = pq.read_table(OPEN_BANDIT / "random_all.parquet", columns=names)
-    columns = {name: rows[name].to_numpy() for name in names}
-    prior = yaml.safe_load((OPEN_BANDIT / "prior_bts.yaml").read_text())["all"]
-    rng = np.random.RandomState(12345)  # the published generator
-    counts = np.zeros((3, 80))
-    for _ in range(100):
-        drawn = rng.beta(prior["alpha"], prior["beta"], size=(1000, 80))
-        best = np.argsort(drawn, axis=1)[:, ::-1]
-        for place in range(3):
-            counts[place] += np.bincount(best[:, place], minlength=80)
-    places = Situations(np.ones((3, 1)), np.ones((3, 80), np.bool_))
-    trials = Trials(
-        columns["item_id"],
-        columns["click"].astype(np.float64),
-        columns["propensity_score"],
-        columns["position"] - 1,
-        places,
-        reward_max=1.0,
-    )
-    return trials, counts / 100_000
 
 
 # --- known truth --------------------------------------------------------------------------

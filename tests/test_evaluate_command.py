@@ -3,15 +3,25 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from bandolero_service.cli import main
+from bandolero.lake.catalog import Lake
+from bandolero_service.commands import Place, apply_experiments
+from bandolero_service.embedded import EmbeddedStore
+from bandolero_service.settings import Settings
 from evaluate_lakes import DEVICE, WINDOW_S, filled
+from evaluate_logs import OPEN_BANDIT, open_bandit_shares
 from service_helpers import needs_server, short_folder
+from test_cli import Done, Run
 
 pytestmark = needs_server
+MAPPINGS = Path(__file__).parents[1] / "data" / "open-bandit"
 SPEC = {
     "experiment": "hats",
     "tenant": "acme",
@@ -21,72 +31,58 @@ SPEC = {
 }
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs commands in this process."""
+    return Run(monkeypatch, capsys)
+
+
 @pytest.fixture(scope="module")
 def data_dir() -> Iterator[Path]:
-    """A data folder with an experiment and a lake of its decisions."""
+    """A data folder with an experiment, a lake of its decisions, and a store."""
     with short_folder() as folder:
-        path = folder / "d"
-        filled(path / "lake", 1, 3000)
+        filled(folder / "lake", 1, 3000)
         spec = folder / "hats.yaml"
         spec.write_text(yaml.safe_dump(SPEC))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", _words("experiment", "apply", str(spec), at=path))
-            with pytest.raises(SystemExit) as ended:
-                main()
-        assert ended.value.code == 0
-        yield path
+        server = EmbeddedStore(folder)  # or each command would start one
+        server.start()
+        place = Place(Settings(data_dir=folder))
+        apply_experiments(place, [spec], "acme", start=False)
+        yield folder
+        server.stop()
 
 
-def _words(*words: str, at: Path) -> list[str]:
-    return ["bandolero", *words, "--data-dir", str(at)]
+class Evaluated(Protocol):
+    """Runs `bandolero evaluate hats` with some options."""
 
-
-class Run:
-    """Runs `bandolero evaluate hats` and gives exit code, stdout and stderr."""
-
-    def __init__(
-        self,
-        data_dir: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        self._data_dir, self._monkeypatch, self._capsys = data_dir, monkeypatch, capsys
-
-    def __call__(self, *words: str) -> tuple[object, str, str]:
-        """Run it with these options."""
-        told = _words("evaluate", "hats", *words, at=self._data_dir)
-        self._monkeypatch.setattr("sys.argv", told)
-        self._capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *self._capsys.readouterr())
+    def __call__(self, *words: str) -> Done:
+        """Run it."""
+        ...
 
 
 @pytest.fixture
-def run(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Runs the command."""
-    return Run(data_dir, monkeypatch, capsys)
+def evaluated(run: Run, data_dir: Path) -> Evaluated:
+    """Runs it on the data folder."""
+    return lambda *words: run("evaluate", "hats", *words, "--data-dir", str(data_dir))
 
 
-def test_a_kind_of_policy_is_evaluated(run: Run) -> None:
+def test_a_kind_of_policy_is_evaluated(evaluated: Evaluated) -> None:
     """As a table on stdout, with every estimator, and nothing on stderr."""
-    code, out, err = run("--policy", "uniform")
+    code, out, err = evaluated("--policy", "uniform")
     assert (code, err) == (0, "")
     assert all(
         name in out for name in ("inverse propensity", "doubly robust", "switch")
     )
 
 
-def test_a_policy_of_a_file_as_json(run: Run, tmp_path: Path) -> None:
+def test_a_policy_of_a_file_as_json(evaluated: Evaluated, tmp_path: Path) -> None:
     """A file holds the policy, or an experiment's part of it; JSON is whole numbers."""
     file = tmp_path / "p.yaml"
     policy = {"kind": "fixed", "weights": {"v1": 0.4, "v2": 0.6}}
     told = []
     for text in (yaml.safe_dump(policy), yaml.safe_dump({"policy": policy})):
         file.write_text(text)
-        code, out, _ = run("--policy", str(file), "--format", "json")
+        code, out, _ = evaluated("--policy", str(file), "--format", "json")
         assert code == 0
         told.append(json.loads(out))
     assert told[0]["supported"] is True
@@ -94,19 +90,19 @@ def test_a_policy_of_a_file_as_json(run: Run, tmp_path: Path) -> None:
     assert told[0]["estimates"] == told[1]["estimates"]
 
 
-def test_probabilities_of_a_file(run: Run, tmp_path: Path) -> None:
+def test_probabilities_of_a_file(evaluated: Evaluated, tmp_path: Path) -> None:
     """A table by variant in a CSV file is a target."""
     file = tmp_path / "p.csv"
     file.write_text("variant_id,probability\nv1,0.5\nv3,0.5\n")
-    code, out, _ = run("--probabilities", str(file), "--format", "json")
+    code, out, _ = evaluated("--probabilities", str(file), "--format", "json")
     assert code == 0
     assert json.loads(out)["estimates"]["ips"]["value"] == pytest.approx(0.2, abs=0.05)
 
 
-def test_too_little_support_is_an_answer(run: Run) -> None:
+def test_too_little_support_is_an_answer(evaluated: Evaluated) -> None:
     """Of three seconds of log no number is told, and that is no failure."""
     start, end = "2026-11-21T00:00:01Z", "2026-11-21T00:00:04"
-    code, out, _ = run("--policy", "uniform", "--from", start, "--to", end)
+    code, out, _ = evaluated("--policy", "uniform", "--from", start, "--to", end)
     assert code == 0
     assert "not enough support:" in out
     assert "effective trials of the target == " in out
@@ -135,19 +131,67 @@ def test_too_little_support_is_an_answer(run: Run) -> None:
     ],
 )
 def test_errors_are_a_line_and_a_code(
-    run: Run, words: list[str], code: int, message: str
+    evaluated: Evaluated, words: list[str], code: int, message: str
 ) -> None:
     """What is wrong is named on stderr: usage ends with 2, all else with 1."""
-    ended, out, err = run(*words)
+    ended, out, err = evaluated(*words)
     assert ended == code
     assert message in " ".join(err.replace("│", " ").split())
     assert out == ""
 
 
-def test_a_turned_time_is_refused(run: Run) -> None:
+def test_a_turned_time_is_refused(evaluated: Evaluated) -> None:
     """Decisions from a time before another are none."""
-    code, _, err = run(
+    code, _, err = evaluated(
         "--policy", "uniform", "--from", "2026-12-02", "--to", "2026-12-01"
     )
     assert code == 2
     assert "from == '2026-12-02', must be before to == '2026-12-01'." in err
+
+
+@pytest.mark.skipif(not OPEN_BANDIT.is_dir(), reason="no Open Bandit beside the tests")
+@pytest.mark.skipif(not MAPPINGS.is_dir(), reason="no mappings beside the tests")
+def test_ingested_open_bandit_gives_the_published_figure(
+    run: Run, tmp_path: Path
+) -> None:
+    """From the log's file by a mapping to 0.004553 and 1.198126, as published."""
+    position = {"name": "position", "kind": "categorical", "levels": ["1", "2", "3"]}
+    spec = {"experiment": "open-bandit", "tenant": "zozo", "context": [position]}
+    spec["variants"] = [{"id": str(item)} for item in range(80)]
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    with short_folder() as folder:
+        where = ("--data-dir", str(folder / "d"))
+        assert run("experiment", "apply", str(tmp_path / "spec.yaml"), *where)[0] == 0
+        for table in ("decisions", "events"):
+            log, mapping = (
+                OPEN_BANDIT / "random_all.parquet",
+                MAPPINGS / f"{table}.yaml",
+            )
+            done = run("ingest", table, str(log), "--mapping", str(mapping), *where)
+            assert done.returncode == 0, done.stdout
+        decisions, _ = Lake(folder / "d" / "lake").read("decisions")
+        write_shares(decisions, tmp_path / "shares.parquet")
+        shares = ("--probabilities", str(tmp_path / "shares.parquet"))
+        done = run("evaluate", "open-bandit", *shares, "--format", "json", *where)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["trials"], told["supported"]) == (10_000, True)
+    assert f"{told['estimates']['ips']['value']:.6f}" == "0.004553"
+    assert f"{told['estimates']['ips']['relative']:.6f}" == "1.198126"
+    assert told["support"]["unseen_by_field"] == {"position": 0.0}
+
+
+def write_shares(decisions: pa.Table, path: Path) -> None:
+    """A table of what the published policy shows at each decision's position."""
+    contexts = map(json.loads, decisions["context"].to_pylist())
+    place = np.array([int(context["position"]) - 1 for context in contexts])
+    table = pa.table(
+        {
+            "decision_id": pa.array(decisions["decision_id"]).take(
+                pa.array(np.repeat(np.arange(len(place)), 80))
+            ),
+            "variant_id": [str(item) for item in range(80)] * len(place),
+            "probability": open_bandit_shares()[place].ravel(),
+        }
+    )
+    pq.write_table(table, path)

@@ -56,7 +56,8 @@ class Terms(NamedTuple):
 
 def ips(of: Weighed) -> Terms:
     """Inverse propensity: rewards by weight."""
-    return _mean(of.weights * of.rewards)
+    above = of.weights * of.rewards
+    return Terms(float(above.mean()), above)
 
 
 def snips(of: Weighed) -> Terms:
@@ -72,7 +73,7 @@ def direct(of: Weighed) -> Terms:
 
 def doubly_robust(of: Weighed) -> Terms:
     """The model's word, and its errors by weight; errors of the model cancel."""
-    return _mean(of.weights * of.residuals + of.expected)
+    return Terms(_value(of, of.weights), of.weights * of.residuals + of.expected)
 
 
 def switch_dr(of: Weighed, threshold: float) -> Terms:
@@ -89,15 +90,20 @@ def shrunk_dr(of: Weighed, strength: float) -> Terms:
     return _modelled(of, shrunk)._replace(limit=strength)
 
 
-def _mean(terms: Floats) -> Terms:
-    return Terms(float(terms.mean()), terms)
-
-
 def _modelled(of: Weighed, weights: Floats) -> Terms:
     """The model's word and its errors by other weights than the target's."""
-    terms = _mean(weights * of.residuals + of.expected)
-    learned = of.model_weights(weights) * of.residuals
-    return terms._replace(above=terms.above + (learned - learned.mean()))
+    value = _value(of, weights)
+    above = of.model_weights(weights)
+    above += weights
+    above *= of.residuals
+    above += of.expected
+    above += value - above.mean()
+    return Terms(value, above)
+
+
+def _value(of: Weighed, weights: Floats) -> float:
+    """The mean of what the model expects and of its errors by weight."""
+    return float(weights @ of.residuals + of.expected.sum()) / len(weights)
 
 
 def tuned(
@@ -139,11 +145,19 @@ def thresholds(weights: Floats) -> Floats:
     return np.unique(np.quantile(positive, QUANTILES)) if len(positive) else positive
 
 
+def influence(terms: Terms) -> Floats:
+    """How far each trial moved the estimate, (n_trials,).
+
+    Its squares add up to the estimate's variance where trials are independent.
+    """
+    if terms.below is None:
+        return (terms.above - terms.value) / len(terms.above)
+    return (terms.above - terms.value * terms.below) / float(terms.below.sum())
+
+
 def _variance(terms: Terms, group: Ints) -> float:
-    """Variance of a mean of terms."""
-    n = len(terms.above)
-    sums = sums_by(group, terms.above)[:, 0] - terms.value * np.bincount(group)
-    return float(sums @ sums) / n**2
+    sums = sums_by(group, influence(terms))
+    return float(np.sum(sums**2))
 
 
 def estimate_all(of: Weighed, group: Ints) -> dict[str, Terms]:

@@ -79,7 +79,7 @@ class Fitted(NamedTuple):
         own = np.einsum("kij,kj->ki", self.own, missing)
         left = (missing - np.einsum("kij,kj->ki", self.gram, own)).sum(axis=0)
         slopes = len(trials) * (own + self.shared @ left)
-        out = np.zeros(len(trials))
+        out = np.empty(len(trials))
         features = trials.situations.features
         _predict(trials.arms, trials.situation, features, slopes, out)
         return out
@@ -229,24 +229,22 @@ def _weigh(
     columns: Floats,
 ) -> None:
     """Fill in weight, prediction of the logged arm and expectation of each trial."""
+    n_arms, d = target.shape[1], features.shape[1]
     for t in range(arms.size):
-        s = situation[t]
-        x, shares, b = features[s], target[s], coefficients[fold[t]]
-        expected = 0.0
-        for a in range(shares.size):
-            if shares[a] == 0.0 and a != arms[t]:
+        s, f, arm = situation[t], fold[t], arms[t]
+        weight = logged = expected = 0.0
+        for a in range(n_arms):
+            share = target[s, a]
+            if share == 0.0 and a != arm:
                 continue
             predicted = 0.0
-            for i in range(x.size):
-                predicted += b[a, i] * x[i]
+            for i in range(d):
+                predicted += coefficients[f, a, i] * features[s, i]
             predicted = min(max(predicted, low), high)
-            expected += shares[a] * predicted
-            if a == arms[t]:
-                columns[0, t] = shares[a] / propensities[t]
-                columns[1, t] = predicted
-        if arms[t] < 0:
-            columns[0, t] = columns[1, t] = 0.0
-        columns[2, t] = expected
+            expected += share * predicted
+            if a == arm:
+                weight, logged = share / propensities[t], predicted
+        columns[0, t], columns[1, t], columns[2, t] = weight, logged, expected
 
 
 @kernel
@@ -254,11 +252,13 @@ def _predict(
     arms: Ints, situation: Ints, features: Floats, slopes: Floats, out: Floats
 ) -> None:
     """Fill in x' b of each trial's arm; 0 where it is none."""
+    d = features.shape[1]
     for t in range(arms.size):
+        predicted = 0.0
         if arms[t] >= 0:
-            x, b = features[situation[t]], slopes[arms[t]]
-            for i in range(x.size):
-                out[t] += b[i] * x[i]
+            for i in range(d):
+                predicted += slopes[arms[t], i] * features[situation[t], i]
+        out[t] = predicted
 
 
 @kernel
@@ -266,8 +266,8 @@ def _add_features(
     arms: Ints, situation: Ints, features: Floats, weights: Floats, sums: Floats
 ) -> None:
     """Add up the features of each arm's trials by weight, (n_arms, n_features)."""
+    d = features.shape[1]
     for t in range(arms.size):
         if arms[t] >= 0 and weights[t] != 0.0:
-            x = features[situation[t]]
-            for i in range(x.size):
-                sums[arms[t], i] += weights[t] * x[i]
+            for i in range(d):
+                sums[arms[t], i] += weights[t] * features[situation[t], i]
