@@ -149,6 +149,7 @@ def test_a_turned_time_is_refused(evaluated: Evaluated) -> None:
     assert "from == '2026-12-02', must be before to == '2026-12-01'." in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OPEN_BANDIT.is_dir(), reason="no Open Bandit beside the tests")
 @pytest.mark.skipif(not MAPPINGS.is_dir(), reason="no mappings beside the tests")
 def test_ingested_open_bandit_gives_the_published_figure(

@@ -45,8 +45,9 @@ def with_policy(experiment: Experiment, policy: dict[str, Any]) -> Experiment:
         With every fault of the policy.
     """
     raw = experiment.model_dump(mode="json", exclude_none=True)
-    for variant in raw["variants"]:  # a prior is of the policy that was
-        variant.pop("prior", None)
+    if policy.get("kind") != experiment.policy.kind:
+        for variant in raw["variants"]:  # its prior is the other policy's
+            variant.pop("prior", None)
     return parse_experiment(raw | {"policy": policy})
 
 
