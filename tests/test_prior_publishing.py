@@ -329,11 +329,12 @@ N_EXPERIMENTS, N_DECISIONS = 7, 80
 
 
 def running_experiment(running: Running, name: str, n: int = 4) -> None:
-    """Start an experiment of the tenant."""
+    """Start an experiment of the tenant, with a metric of three seconds."""
     window = {"event": "click", "attribution_window_s": 2.0}
     variants = [{"id": f"v{i}"} for i in range(n)]
+    metrics = [{"name": "slow", "event": "click", "window_s": 3.0}]
     raw = {"experiment": name, "objective": window, "variants": variants}
-    running.begin(raw, TENANT)
+    running.begin(raw | {"metrics": metrics}, TENANT)
 
 
 def record_of(running: Running, name: str) -> Any:
@@ -341,11 +342,15 @@ def record_of(running: Running, name: str) -> Any:
     return running.ok("GET", f"/v1/experiments/{name}", key=running.key(TENANT))
 
 
+def report_of(running: Running, name: str) -> Any:
+    """An experiment's report."""
+    path = f"/v1/experiments/{name}/report"
+    return running.ok("GET", path, key=running.key(TENANT))
+
+
 def rows_of(running: Running, name: str) -> dict[str, Any]:
     """The rows of its report by variant id."""
-    path = f"/v1/experiments/{name}/report"
-    report = running.ok("GET", path, key=running.key(TENANT))
-    return {row["variant_id"]: row for row in report["variants"]}
+    return {row["variant_id"]: row for row in report_of(running, name)["variants"]}
 
 
 def play(running: Running, name: str, n: int) -> tuple[list[Any], str]:
@@ -372,7 +377,8 @@ def night(running: Running) -> tuple[int, Any]:
 @pytest.mark.timeout(240 * SLOWER)
 def test_a_night_warms_the_next_experiment(running: Running) -> None:
     """Seven experiments give a prior; the eighth starts with it and learns on top of it,
-    late clicks too, each once; the same night again publishes nothing; a rollback holds."""
+    late clicks too, each once, as its metric does; the same night again publishes nothing; a
+    rollback holds."""
     names = [f"past{i}" for i in range(N_EXPERIMENTS)]
     for name in names:
         running_experiment(running, name)
@@ -406,6 +412,8 @@ def test_a_night_warms_the_next_experiment(running: Running) -> None:
     for row in rows.values():
         mean = (alpha + row["rewards"]) / (alpha + beta + row["trials"])
         assert row["mean"] == pytest.approx(mean, rel=1e-6)
+    (metric,) = report_of(running, "warm")["metrics"]
+    assert sum(row["rewards"] for row in metric["variants"]) == 40
     code, again = night(running)
     assert [p["outcome"] for p in again["priors"].values()] == ["unchanged"]
     assert again["corrected_experiments"] == told["corrected_experiments"]

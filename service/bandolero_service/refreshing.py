@@ -149,6 +149,7 @@ def _publish(store: Store, author: Author, lake: "Lake", found: Found) -> None:
         names = ("watermark_ms", "changes", "faded", "by_context")
         body = {name: getattr(correction, name) for name in names}
         tenant, experiment_id = correction.tenant_id, correction.experiment_id
+        body["metrics"] = found.refreshed.metrics.get((tenant, experiment_id), {})
         shard = store.shard(tenant, experiment_id)
         if store.correction(shard, name_of(tenant, experiment_id)) != body:
             store.put_correction(tenant, experiment_id, body, author)

@@ -2,11 +2,14 @@
 
 import json
 import time
+from typing import Any
 
 from bandolero.epochs import Epoch
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import Correction
 from bandolero.report import Report, build_report, tabular
+from bandolero.report.metrics import metric_tables
+from bandolero.report.model import MetricTable
 from bandolero.snapshot import snapshot_from_bytes
 from bandolero_service.folding import epoch_from_bytes
 from bandolero_service.store import Store, name_of
@@ -22,11 +25,13 @@ def report_of(
     name = name_of(record.tenant, record.experiment_id)
     shard = store.shard(record.tenant, record.experiment_id)
     data = store.snapshots(shard, [name]).get(name)
+    found = store.correction(shard, name)
     return build_report(
         record,
         epochs_of(store, shard, name),
         decided=store.decided(shard, name),
-        correction=_correction(store, record, shard, name),
+        correction=None if found is None else _correction(record, found),
+        metrics=() if found is None else _metrics(record, found),
         snapshot=None if data is None else snapshot_from_bytes(data),
         generated_at_ms=time.time_ns() // 1_000_000,
         from_day=from_day,
@@ -54,12 +59,7 @@ def epochs_of(store: Store, shard: int, name: str) -> list[Epoch]:
     return [epoch_from_bytes(data) for data in found.values()]
 
 
-def _correction(
-    store: Store, record: ExperimentRecord, shard: int, name: str
-) -> Correction | None:
-    body = store.correction(shard, name)
-    if body is None:
-        return None
+def _correction(record: ExperimentRecord, body: dict[str, Any]) -> Correction:
     return Correction(
         record.tenant,
         record.experiment_id,
@@ -68,3 +68,7 @@ def _correction(
         body.get("faded", {}),
         body.get("by_context", {}),
     )
+
+
+def _metrics(record: ExperimentRecord, body: dict[str, Any]) -> tuple[MetricTable, ...]:
+    return metric_tables(record, body.get("metrics", {}), body["watermark_ms"])

@@ -24,6 +24,7 @@ from bandolero.lake.catalog import INGESTED, BadFile, Lake
 from bandolero.lake.corrections import AUDIT_TABLE, audit_of, corrections_of
 from bandolero.lake.engines import Engine, open_engine
 from bandolero.lake.listing import Listing, checked_files
+from bandolero.lake.metric_sums import metric_sums
 from bandolero.lake.rollups import roll_up
 from bandolero.lake.settling import (
     DECISION,
@@ -34,6 +35,7 @@ from bandolero.lake.settling import (
 from bandolero.lake.stages import stages_by
 from bandolero.lake.traffic import NO_RULES, TrafficRules, without_invalid
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
+from bandolero.metric import MetricSums
 from bandolero.settle import GRACE_MS
 
 Progress = Callable[[str], None]
@@ -58,7 +60,7 @@ class Refreshed(NamedTuple):
     """All a refresh found.
 
     rollups, segments: rows of `ROLLUPS_TABLE` and `SEGMENTS_TABLE` of `lake.rollups`.
-    audit: of `AUDIT_TABLE` of `lake.corrections`.
+    audit: of `AUDIT_TABLE` of `lake.corrections`. metrics: by tenant and experiment.
     """
 
     watermark_ms: int
@@ -70,6 +72,7 @@ class Refreshed(NamedTuple):
     rollups: pa.Table
     segments: pa.Table
     stages: pa.Table
+    metrics: dict[tuple[str, str], MetricSums]
     audit: pa.Table
     bad_files: list[BadFile]
 
@@ -134,6 +137,9 @@ def _night(
         progress("rolling up")
         rolled = roll_up(engine, closed, settled, records)
         stages = engine.to_arrow(stages_by(closed, settled, rolled.untold))
+        progress("settling metrics")
+        out = settled.filter(settled.excluded.notnull()).select(*DECISION)
+        metrics = metric_sums(engine, decisions, events, out, records, watermark_ms)
         progress("correcting")
         late = engine.to_arrow(settled.aggregate(n=settled.n_late.sum()))
         corrections = corrections_of(
@@ -150,6 +156,7 @@ def _night(
         rollups=rolled.rollups,
         segments=rolled.segments,
         stages=stages,
+        metrics=metrics,
         audit=audit.sort_by([(name, "ascending") for name in AUDIT_TABLE.names[:3]]),
         bad_files=made.bad + told.bad,
     )

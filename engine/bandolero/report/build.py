@@ -17,7 +17,7 @@ from bandolero.report.counts import (
     traffic_of,
     within,
 )
-from bandolero.report.model import Report, Totals, VariantRow
+from bandolero.report.model import MetricTable, Report, Totals, VariantRow
 from bandolero.report.posterior import CREDIBILITY, compared
 from bandolero.report.verdict import Facts, judge
 from bandolero.snapshot import Snapshot
@@ -31,6 +31,7 @@ def build_report(
     correction: Correction | None,
     snapshot: Snapshot | None,
     generated_at_ms: int,
+    metrics: tuple[MetricTable, ...] = (),
     from_day: int | None = None,
     to_day: int | None = None,
 ) -> Report:
@@ -50,6 +51,8 @@ def build_report(
         because it does not say which days it corrects.
     snapshot
         The newest, for `share_now`.
+    metrics
+        From `report.metrics`; left out when days are asked for.
     from_day, to_day
         Days since 1970 (UTC) of the decisions to report, both included.
     """
@@ -91,6 +94,7 @@ def build_report(
         correction=added,
         notes=words.notes,
         variants=rows,
+        metrics=() if by_day else metrics,
         traffic=traffic_of(chosen),
     )
 

@@ -41,6 +41,39 @@ class VariantRow:
 
 
 @dataclass(frozen=True)
+class MetricRow:
+    """What a variant earned by a metric; fields as in `VariantRow`."""
+
+    variant_id: str
+    trials: int
+    rewards: float
+    mean: float | None
+    interval_lower: float | None
+    interval_upper: float | None
+    probability_beat_control: float | None
+    lift: float | None
+    lift_lower: float | None
+    lift_upper: float | None
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """A metric as the newest refresh settled it, rows in arm order.
+
+    window_s: how long a decision can earn by it. guardrail: whether it is to be watched,
+    not won.
+    """
+
+    name: str
+    event: str
+    reward: str
+    window_s: float
+    guardrail: bool
+    watermark_ms: int
+    variants: tuple[MetricRow, ...]
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over all variants."""
 
@@ -110,7 +143,8 @@ class Report:
     """All that is known of an experiment, for any format to show.
 
     generated_at_ms: when the data was read. from_day, to_day: days since 1970 (UTC) that
-    it was restricted to, both included. credibility: of every interval.
+    it was restricted to, both included. credibility: of every interval. metrics: none
+    where no refresh has settled them, or days were asked for.
     """
 
     experiment_id: str
@@ -136,6 +170,7 @@ class Report:
     correction: Corrected | None
     notes: tuple[str, ...]
     variants: tuple[VariantRow, ...]
+    metrics: tuple[MetricTable, ...]
     traffic: tuple[Traffic, ...]
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bandolero.report.model import Report, VariantRow
+from bandolero.report.model import MetricTable, Report, VariantRow
 from bandolero.report.wording import day_name
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -93,7 +93,13 @@ def _about(report: Report) -> dict[str, Any]:
         "sample_ratio": _sample_ratio(report),
         "correction": _correction(report),
         "notes": list(report.notes),
+        "metrics": [_metric(table) for table in report.metrics],
     }
+
+
+def _metric(table: MetricTable) -> dict[str, Any]:
+    shown = dataclasses.asdict(table)
+    return {"watermark": _iso(shown.pop("watermark_ms")), **shown}
 
 
 def _sample_ratio(report: Report) -> dict[str, Any]:

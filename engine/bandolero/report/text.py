@@ -10,7 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bandolero.report import wording as say
-from bandolero.report.model import Report, Totals, VariantRow
+from bandolero.report.model import (
+    MetricRow,
+    MetricTable,
+    Report,
+    Totals,
+    VariantRow,
+)
 from bandolero.report.verdict import split_sentence
 from bandolero.report.wording import Scale
 
@@ -48,6 +54,10 @@ def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     console.print(_comparison(report, width))
     console.print(Text(_units(report), style="dim"))
     console.print()
+    for table in report.metrics:
+        console.print(Text(say.metric_title(report, table), style="bold"))
+        console.print(_metric(report, table))
+        console.print()
     console.print(Text(f"Sample ratio: {split_sentence(report.sample_ratio)}"))
     for note in report.notes:
         console.print(_note(note))
@@ -114,6 +124,26 @@ def _comparison(report: Report, width: int) -> Table:
     return table
 
 
+def _metric(report: Report, metric: MetricTable) -> Table:
+    """A metric: a line a variant."""
+    scale = say.scale_for_metric(report, metric)
+    percent = f"{100 * report.credibility:g} %"
+    heads = ["trials", "rewards", f"rate ({percent} interval)", "P(> control)"]
+    table = _table(["variant"], [*heads, f"lift ({percent} interval)"])
+    for row in metric.variants:
+        is_control = row.variant_id == report.control
+        interval = scale.interval(row.interval_lower, row.interval_upper)
+        table.add_row(
+            Text(row.variant_id),
+            say.count(row.trials),
+            say.count(row.rewards),
+            f"{scale.cell(row.mean)} ({interval})",
+            "control" if is_control else say.probability(row.probability_beat_control),
+            "control" if is_control else _lift_cell(row),
+        )
+    return table
+
+
 def _units(report: Report) -> str:
     """What the numbers of the tables are measured in."""
     scale = say.scale_for(report)
@@ -134,7 +164,7 @@ def _belief_cells(report: Report, scale: Scale, row: VariantRow) -> list[str]:
     ]
 
 
-def _lift_cell(row: VariantRow) -> str:
+def _lift_cell(row: VariantRow | MetricRow) -> str:
     if row.lift_lower is None:
         return say.NONE
     between = say.lift_interval(row.lift_lower, row.lift_upper)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from bandolero.inference.sample_ratio import P_VALUE_MIN
-from bandolero.report.model import Report, Stratum
+from bandolero.report.model import MetricTable, Report, Stratum
 
 DAY_S = 86_400
 NONE = "–"
@@ -95,6 +95,25 @@ def scale_for(report: Report) -> Scale:
     """The scale of a report's rates."""
     rates = (row.rate for row in report.variants)
     return scale_of(report.reward, report.currency, rates)
+
+
+def scale_for_metric(report: Report, metric: MetricTable) -> Scale:
+    """The scale of a metric's rates."""
+    rates = (row.mean for row in metric.variants)
+    return scale_of(metric.reward, report.currency, rates)
+
+
+def metric_title(report: Report, metric: MetricTable) -> str:
+    """A metric in a line: its name, what it counts and for how long, and as of when."""
+    scale = scale_for_metric(report, metric)
+    unit = "" if scale.is_percent else f", {scale.unit}"
+    parts = [
+        metric.name,
+        *(["guardrail"] if metric.guardrail else []),
+        f"{metric.event} within {duration(metric.window_s)}{unit}",
+        f"as of the refresh up to {moment(metric.watermark_ms)}",
+    ]
+    return " · ".join(parts)
 
 
 def probability(value: float | None) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from bandolero.experiment import ExperimentRecord, Status
-from bandolero.report.model import Totals, VariantRow
+from bandolero.report.model import MetricRow, Totals, VariantRow
 from bandolero_service.audit import AuditLine
 
 Answers = dict[int | str, dict[str, Any]]
@@ -81,6 +81,18 @@ class ShownCorrection(TypedDict):
     rewards: float
 
 
+class ShownMetric(TypedDict):
+    """A metric as the newest refresh settled it."""
+
+    watermark: str
+    name: str
+    event: str
+    reward: str
+    window_s: float
+    guardrail: bool
+    variants: list[MetricRow]
+
+
 ShownReport = TypedDict(
     "ShownReport",
     {
@@ -104,6 +116,7 @@ ShownReport = TypedDict(
         "sample_ratio": ShownSampleRatio,
         "correction": ShownCorrection | None,
         "notes": list[str],
+        "metrics": list[ShownMetric],
         "variants": list[VariantRow],
     },
 )
