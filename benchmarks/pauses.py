@@ -62,6 +62,8 @@ FED_PER_S = 10.0
 REPORTS_PER_S = 5.0
 CHANGES_PER_S = 10.0
 SETTLE_S = 60.0
+N_MOVED = 100
+"""Snapshots by which it shows that the learner is at work again."""
 WINDOW = {"event": "click", "attribution_window_s": 1.0}
 
 
@@ -265,12 +267,21 @@ def stretches(
     for _ in range(n_pairs):
         quiet.append(bench.quiet())
         with disturbers.at_work():
-            time.sleep(2.0)  # until the first snapshots are there
+            await_publishing(bench.data_dir)
             before, began = sum(versions(bench.data_dir).values()), time.monotonic()
             busy.append(bench.stretch())
             published = sum(versions(bench.data_dir).values()) - before
             swaps.append(published / (time.monotonic() - began))
     return quiet, busy, swaps
+
+
+def await_publishing(data_dir: Path) -> None:
+    """Wait until the learner publishes again: stopped for long, it has lost its lease."""
+    until, before = time.monotonic() + SETTLE_S, sum(versions(data_dir).values())
+    while time.monotonic() < until:
+        time.sleep(1.0)
+        if sum(versions(data_dir).values()) > before + N_MOVED:
+            return
 
 
 def print_stretches(
