@@ -1,5 +1,6 @@
 """Files of other systems for the tests of ingestion, and one process that reads them all."""
 
+import atexit
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ NOW_MS = START_MS + 86_400_000
 """When the tests are, whatever the clock says."""
 FOREVER_MS = 4_102_444_800_000
 _reader = Reader()
+atexit.register(_reader.close)
 
 
 def take_in(

@@ -3,6 +3,7 @@
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -129,3 +130,31 @@ def test_an_ingest_waits_for_its_turn(
     assert ingest_hidden(
         store, b"root", lake, "decisions", [tmp_path / "a.parquet"]
     ).accepted
+
+
+@needs_server
+def test_a_long_ingest_keeps_its_lease(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is renewed from part to part; where another has it by now, nothing is taken in."""
+    monkeypatch.setattr("bandolero_service.ingesting.RENEW_S", 0.0)
+    lake = Lake(tmp_path / "lake")
+    path = export(tmp_path / "a.parquet", [shown()])
+    terms = Terms(now_ms=NOW_MS)
+    told: list[tuple[str, int, float]] = []
+
+    def tell(*progress: Any) -> None:
+        told.append(progress)
+
+    keep = store.keep
+
+    def stolen(where: str, owner: str, ms: int) -> bool:
+        return keep(where, owner, ms) and ms == 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "keep", stolen)
+        with pytest.raises(BusyError, match="another took the lease"):
+            ingest_hidden(store, b"root", lake, "decisions", [path], terms)
+    assert list(lake.paths("decisions", "")) == []
+    found = ingest_hidden(store, b"root", lake, "decisions", [path], terms, tell)
+    assert (found.accepted, told) == (1, [(str(path), 1, 1.0)])

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +14,7 @@ from bandolero.lake.checking import REFUSAL
 
 TIME = {"decisions": "decided_at_ms", "events": "received_at_ms"}
 ROWS_PER_FILE = 1_000_000
-BYTES_PER_FILE = 128 << 20
+BYTES_PER_FILE = 96 << 20
 """In memory; a file of the lake is written when so much, or so many rows, have come."""
 MICROS = 1_000_000
 
@@ -31,6 +33,8 @@ class Drafts:
         self._good: list[pa.Table] = []
         self._odd: list[pa.Table] = []
         self._parts = 0
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[list[LakeFile]] | None = None
         self._after_ms, self._until_ms = 0, 0
 
     @property
@@ -46,8 +50,9 @@ class Drafts:
     def add(self, rows: pa.Table) -> None:
         """Take over checked rows; write files when enough have come."""
         is_good = rows["reason"].is_null()
-        good = rows.filter(is_good)
-        if len(good) < len(rows):
+        good = rows
+        if rows["reason"].null_count < len(rows):
+            good = rows.filter(is_good)
             odd = rows.filter(pc.invert(is_good))
             self.rules.update(_told(odd))
             self._odd.append(odd)
@@ -63,6 +68,8 @@ class Drafts:
         """Write what has come since."""
         self._write_good()
         self._write_odd()
+        self._wait()
+        self._writer.shutdown()
 
     def commit(self) -> Commit:
         """What was drafted, to be listed."""
@@ -71,23 +78,34 @@ class Drafts:
 
     def discard(self) -> None:
         """Delete the files for good rows; what was refused stays to be looked at."""
+        with suppress(OSError, pa.ArrowException):  # then there is nothing to delete
+            self._wait()
+        self._writer.shutdown()
         for file in self._files:
             self._lake.delete(file.path)
         self._files, self._good = [], []
 
     def _write_good(self) -> None:
+        """Have a file written beside what is read meanwhile; one at a time."""
         if not self._good:
             return
+        self._wait()
         rows = pa.concat_tables(self._good)
         self._good = []
         span = pc.min_max(rows["log_ms"]).as_py()
         first = max(0, span["min"] - 1)
-        self._after_ms = min(first, self._after_ms) if self._files else first
+        self._after_ms = min(first, self._after_ms) if self._parts else first
         self._until_ms = max(span["max"], self._until_ms)
         self._parts += 1
-        self._files += self._lake.write_part(
-            self._shard, self._parts, self._table, rows
+        self._writing = self._writer.submit(
+            self._lake.write_part, self._shard, self._parts, self._table, rows
         )
+
+    def _wait(self) -> None:
+        """Until what is being written is there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self._files += writing.result()
 
     def _write_odd(self) -> None:
         if not self._odd:

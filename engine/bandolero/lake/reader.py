@@ -6,10 +6,11 @@ of theirs and checks every row; what comes back are rows in our types, bounded i
 with the rule it breaks if it does. The child serves one file after another; if it dies,
 its file is refused and the next one has a new child.
 
-The child is `python -m bandolero.lake.reader`: a file to read is a line of JSON on its
-stdin, the answer an Arrow stream on its stdout.
+A file to read is a line of JSON on the child's stdin, the answer an Arrow stream on its
+stdout.
 """
 
+import fcntl
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Self
 
 import pyarrow as pa
 
@@ -31,6 +32,8 @@ from bandolero.lake.sources import Source
 
 MEMORY_BYTES = 640 << 20
 """What the child may take for a file, beside what it had when it began."""
+PATIENCE_S = 5.0
+"""So long the child may take to end by itself."""
 
 
 class UnreadableFileError(ValueError):
@@ -77,12 +80,15 @@ class Reader:
         """End the child."""
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     with suppress(OSError):
                         pipe.close()
-            child.wait()
+            try:
+                child.wait(PATIENCE_S)  # nobody asks any more, so it ends
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
         if self._complaints is not None:
             self._complaints.close()
             self._complaints = None
@@ -91,12 +97,13 @@ class Reader:
         if self._child is None:
             self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "bandolero.lake.reader"],
+                [sys.executable, "-c", _CHILD, str(Path(__file__).parents[1])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
                 env={**os.environ, **_FRUGAL},
             )
+            _widen(self._child.stdout)
         return self._child
 
     def _last_words(self, error: BaseException) -> str:
@@ -105,7 +112,7 @@ class Reader:
         if child is None or self._complaints is None:
             return str(error)
         with suppress(subprocess.TimeoutExpired):
-            child.wait(5.0)
+            child.wait(PATIENCE_S)
         self._complaints.seek(0)
         said = self._complaints.read().decode(errors="replace").strip().splitlines()
         code = child.returncode or 0
@@ -115,12 +122,28 @@ class Reader:
         return f"reading it ended a process by {how}. {said[-1][:200] if said else ''}"
 
 
+_CHILD = """
+import sys, types
+package = types.ModuleType("bandolero")
+package.__path__ = [sys.argv[1]]
+sys.modules["bandolero"] = package
+from bandolero.lake.reader import main
+main()
+"""
+"""Without the package's own imports, which are for deciding: a second, and 150 MB."""
 _FRUGAL = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
     "OMP_NUM_THREADS": "1",
 }
 """So that the limit on memory is spent on rows."""
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let more than 64 kB wait in a pipe, where that can be asked for."""
+    if pipe is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
 def _send(child: subprocess.Popen[bytes], source: Source, request: Request) -> None:
@@ -207,7 +230,8 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _main() -> None:
+def main() -> None:
+    """Be the child."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no part of an answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -215,7 +239,3 @@ def _main() -> None:
     _limit_memory()
     with suppress(BrokenPipeError):
         serve(sys.stdin.buffer, answers)
-
-
-if __name__ == "__main__":
-    _main()

@@ -160,14 +160,17 @@ def _odd_units(units: pa.Array) -> Broken:
 
 
 def _odd_contexts(contexts: pa.Array) -> Broken:
+    """Contexts that are no objects; each distinct one is looked at once."""
     rule = f"must be a JSON object of at most {MAX_CONTEXT_BYTES} bytes."
-    too_long = _bools(pc.greater(pc.binary_length(contexts), MAX_CONTEXT_BYTES))
-    short = pc.if_else(pa.array(too_long), None, contexts)
-    flat = pc.match_substring_regex(short, _FLAT_OBJECT)
-    left = pc.if_else(flat, None, short).dictionary_encode()
-    good = [_is_object(text) for text in left.dictionary.to_pylist()]
-    odd = pc.invert(pa.array(good, pa.bool_()).take(left.indices))
-    return Broken("context", rule, too_long | _bools(odd), contexts)
+    coded = contexts.dictionary_encode()
+    texts = coded.dictionary
+    too_long = pc.greater(pc.binary_length(texts), MAX_CONTEXT_BYTES)
+    flat = pc.match_substring_regex(pc.if_else(too_long, "", texts), _FLAT_OBJECT)
+    fits = np.array(flat.to_numpy(zero_copy_only=False))
+    for i in np.flatnonzero(~fits & ~_bools(too_long)).tolist():
+        fits[i] = _is_object(texts[i].as_py())
+    odd = pc.invert(pa.array(fits).take(coded.indices))
+    return Broken("context", rule, _bools(odd), contexts)
 
 
 def _is_object(text: str) -> bool:
