@@ -16,6 +16,7 @@ from bandolero.evaluate.evaluation import Evaluation, evaluate
 from bandolero.evaluate.intervals import Floats, Ints
 from bandolero.evaluate.reading import Logged, NothingLoggedError, read_logged
 from bandolero.evaluate.targets import (
+    TargetError,
     learned_snapshot,
     probabilities_of,
     served_snapshot,
@@ -129,7 +130,7 @@ def evaluate_experiment(
     end_ms = now_ms if to_ms is None else to_ms
     plan = _plan(record, lake, target)
     logged = read_logged(record, lake, end_ms, now_ms, progress)
-    begin_ms = _default_from(plan, logged) if from_ms is None else from_ms
+    begin_ms = _begin(plan, logged, from_ms)
     before, after = _split(logged, begin_ms)
     n_learned = len(before.rows) if isinstance(plan, Experiment) else 0
     progress(f"learning from {n_learned:,} trials")
@@ -165,11 +166,19 @@ def _plan(record: ExperimentRecord, lake: Lake, target: Target) -> Plan:
     return target
 
 
-def _default_from(plan: Plan, logged: Logged) -> int:
+def _begin(plan: Plan, logged: Logged, from_ms: int | None) -> int:
     """Where evaluation begins so that it meets no trial that the target learned from."""
     decided = logged.numbers("decided_at_ms")
     if isinstance(plan, Snapshot):
-        return log_ms(plan.folded_to) + 1
+        learned_to_ms = log_ms(plan.folded_to)
+        if from_ms is not None and from_ms <= learned_to_ms:
+            rule = (
+                f"must be after {learned_to_ms}, when snapshot {plan.version} learned"
+            )
+            raise TargetError(f"from == {from_ms} ms, {rule}.")
+        return from_ms or learned_to_ms + 1
+    if from_ms is not None:
+        return from_ms
     if isinstance(plan, Experiment) and plan.policy.kind not in UNLEARNED:
         return int(np.median(decided))
     return int(decided.min())

@@ -23,6 +23,9 @@ from bandolero.features import FeatureMap
 from bandolero.fold import arms_of
 from bandolero.lake.catalog import Lake
 from bandolero.policies import ContextualPolicy, aged, learn, policy_of, with_limits
+from bandolero.policies.linear_thompson import LinearThompson
+from bandolero.policies.logistic_thompson import LogisticThompson
+from bandolero.policies.normal_choice import draw_batch
 from bandolero.replay import of_experiment
 from bandolero.snapshot import Snapshot, build_snapshot, snapshot_from_bytes
 
@@ -121,21 +124,27 @@ def probabilities_of(snapshot: Snapshot, features: Floats, eligible: Bools) -> F
             exact = snapshot.warm(tuple(arms.tolist())).probabilities
             target[at, :n_known] = exact
         else:
-            for situation in at:
-                x = features[situation]
-                target[situation, arms] = _by_context(snapshot, arms, x)
+            target[np.ix_(at, arms)] = _by_context(snapshot, arms, features[at])
     return target
 
 
 def _by_context(snapshot: Snapshot, arms: Ints, x: Floats) -> Floats:
-    """Probabilities of eligible arms for features, as they would be served."""
+    """Probabilities of eligible arms as they would be served, (n, n_eligible).
+
+    For features (n, n_features).
+    """
     policy: Any = snapshot.policy
+    prepared: Any = snapshot.prepared
     limits = snapshot.experiment.allocation
-    if limits.max_share >= 1.0:
-        drawn = policy.draw(snapshot.prepared, arms, x, 0.0, limits.min_share)
-        return np.asarray(drawn[2], np.float64)
-    weights = policy.probabilities(snapshot.prepared, arms, x)
-    return with_limits(weights, limits.min_share, limits.max_share)
+    low, high = limits.min_share, limits.max_share
+    if isinstance(policy, LinearThompson | LogisticThompson) and high >= 1.0:
+        return draw_batch(prepared, arms, x, np.zeros(len(x)), low).probabilities
+    if high >= 1.0:
+        drawn = [policy.draw(prepared, arms, row, 0.0, low)[2] for row in x]
+    else:
+        weights = [policy.probabilities(prepared, arms, row) for row in x]
+        drawn = [with_limits(each, low, high) for each in weights]
+    return np.stack(drawn)
 
 
 def read_probabilities(path: Path) -> pa.Table:
