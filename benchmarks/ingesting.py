@@ -28,7 +28,7 @@ from bandolero.lake.catalog import Lake
 from bandolero.lake.ingest import Terms, ingest
 
 AT_ONCE = 1_000_000
-START_MS = 1_767_225_600_000
+START_MS = 1_704_067_200_000
 DAYS_MS = 30 * 86_400_000
 N_UNITS = 2_000_000
 CONTEXTS = [

@@ -176,6 +176,19 @@ def test_links_do_not_lead_out_of_a_folder(lake: Lake, tmp_path: Path) -> None:
     }
 
 
+def test_a_place_that_is_none_is_told(lake: Lake, tmp_path: Path) -> None:
+    """An address that nothing answers to is a fault of its own, told without its secrets."""
+    good = export(tmp_path / "a.parquet", [sale()])
+    found = take_in(lake, "events", ["tape://me:secret@drive/1?key=secret", good])
+    (bad, fine) = found.files
+    assert bad.path == "tape://drive/1"
+    assert (bad.reason or "").startswith("tape://drive/1 cannot be reached: ")
+    assert fine.accepted == 1
+    (note,) = quarantined(lake, "events", "file")
+    assert note == {"source": bad.path, "reason": bad.reason}
+    assert "secret" not in str(note)
+
+
 # --- attacks ------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from pyarrow import fs
 
@@ -101,23 +102,30 @@ def _in_folder(folder: Path, lake: Storage) -> Iterator[Source]:
 
 
 def _remote(uri: str, lake: Storage) -> Iterator[Source]:
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    scheme = uri.partition("://")[0]
-    info = filesystem.get_file_info(path)
+    told = urlsplit(uri)
+    name = f"{told.scheme}://{told.hostname or ''}{told.path}"  # no key, no query
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        info = filesystem.get_file_info(path)
+    except (ValueError, OSError) as error:
+        why = str(error).replace(uri, name)
+        yield Source(name, uri, "", "", f"cannot be reached: {why}")
+        return
     if info.type != fs.FileType.Directory:
-        yield Source(f"{scheme}://{path}", uri, path, _format(path))
+        yield Source(name, uri, path, _format(path))
         return
     inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     for info in sorted(inside, key=lambda one: one.path):
-        below = info.path.removeprefix(path).strip("/").split("/")
+        below = info.path.removeprefix(path)
+        parts = below.strip("/").split("/")
         is_ours = filesystem == lake.filesystem and info.path.startswith(
             f"{lake.root}/"
         )
-        if info.type != fs.FileType.File or is_ours or not all(map(_is_meant, below)):
+        if info.type != fs.FileType.File or is_ours or not all(map(_is_meant, parts)):
             continue
-        if _is_known(below[-1]):
-            name = f"{scheme}://{info.path}"
-            yield Source(name, uri, info.path, _format(info.path))
+        if _is_known(parts[-1]):
+            full = f"{name.rstrip('/')}/{below.strip('/')}"
+            yield Source(full, uri, info.path, _format(info.path))
 
 
 def _is_meant(name: str) -> bool:
