@@ -251,6 +251,16 @@ def test_drift_by_hand() -> None:
     ).blocks
 
 
+def test_a_day_without_any_hit_is_drift() -> None:
+    """Where fifty hits are foretold and none comes the clicks are lost: that is blocked."""
+    facts = rates(np.array([50] * 10 + [0]), np.full(11, 1000))
+    assert drift(np.arange(11), np.zeros(11, np.int64), facts, 11).blocks
+    few = rates(np.array([50] * 10 + [0]), np.array([1000] * 10 + [200]))
+    assert not drift(np.arange(11), np.zeros(11, np.int64), few, 11).blocks
+    none = rates(np.zeros(11, np.int64), np.full(11, 1000))
+    assert not drift(np.arange(11), np.zeros(11, np.int64), none, 11).blocks
+
+
 def test_new_variants_are_no_drift() -> None:
     """What was first shown on the newest days has nothing to differ from."""
     days = np.append(np.repeat(np.arange(8), 1), 9)

@@ -2,9 +2,11 @@
 
 import json
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bandolero.experiment import ExperimentRecord, parse_experiment
@@ -22,10 +24,19 @@ from bandolero_service.new_store import NewStore
 from bandolero_service.prior_commands import diff, list_priors, release, roll_back
 from bandolero_service.refreshing import _due
 from bandolero_service.restore import restore
+from bandolero_service.secret import read_secrets, root_fingerprint
 from bandolero_service.settings import Settings
 from bandolero_service.store import NO_POSITION, Store
 from bandolero_service.trail import lines, verified
-from service_helpers import SLOWER, Running, click, needs_server, wait_for
+from service_helpers import SLOWER, Running, cli, click, needs_server, wait_for
+from strategies import (
+    START_MS,
+    Row,
+    decision,
+    decisions_table,
+    event,
+    events_table,
+)
 from traffic import now
 
 pytestmark = needs_server
@@ -320,6 +331,54 @@ def test_priors_come_back_from_the_lake(
     assert fresh.record("acme", "hats") == store.record("acme", "hats")
     assert all(chain.faults == [] for chain in verified(fresh, ROOT, None))
     fresh.close()
+
+
+# --- a gate ---------------------------------------------------------------------------------
+
+
+def history(last: float) -> tuple[list[Row], list[Row]]:
+    """Decisions and clicks of 28 variants on eight days; rates of the last times `last`."""
+    rng = np.random.default_rng(1)
+    made, told = [], []
+    for x, v, day, i in product(range(7), range(4), range(8), range(20)):
+        at_ms = START_MS + (day - 7) * 86_400_000 + i
+        names = {"decision_id": f"{x}-{v}-{day}-{i}", "experiment_id": f"past{x}"}
+        at = {"decided_at_ms": at_ms, "log_ms": at_ms, "propensity": 0.25}
+        made.append(decision(variant_id=f"v{v}", **names, **at))
+        if rng.random() < 0.3 * (last if day == 7 else 1.0):
+            clicked = {"at_ms": at_ms + 1, "log_ms": at_ms + 1}
+            told.append(event(decided_at_ms=at_ms, **names, **clicked))
+    return made, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("last", "code", "outcome"), [(1.0, 0, "published"), (0.1, 3, "blocked")]
+)
+def test_a_blocked_night_ends_with_code_3(
+    store: Store,
+    embedded: EmbeddedStore,
+    tmp_path: Path,
+    last: float,
+    code: int,
+    outcome: str,
+) -> None:
+    """Where the last day lost its clicks the command says why, publishes no prior, and ends
+    with 3; the same days with their clicks end with 0 and a prior."""
+    for x in range(7):
+        begin(store, f"past{x}", n=4)
+    made, told = history(last)
+    tables = {"decisions": decisions_table(made), "events": events_table(told)}
+    Lake(tmp_path / "lake").commit("s0", 0, START_MS + 10_000_000, tables)
+    store.keep_root(root_fingerprint(read_secrets(Settings(data_dir=tmp_path)).root))
+    file = tmp_path / "summary.json"
+    where = ("--store", embedded.url, "--data-dir", str(tmp_path))
+    done = cli("refresh", *where, "--summary", str(file))
+    assert done.returncode == code, done.stderr
+    priors_told = json.loads(file.read_text())["priors"]
+    assert {p["outcome"] for p in priors_told.values()} == {outcome}
+    assert ("blocked by the gate of drift" in done.stdout) == (code == 3)
+    assert bool(priors.books(store)) == (code == 0)
 
 
 # --- the whole way ----------------------------------------------------------------------------

@@ -155,8 +155,14 @@ def drift(days: Ints, variants: Ints, facts: Facts, last_day: int) -> Finding:
     rate = np.divide(earned, n, out=np.zeros(len(n)), where=n > 0.0)
     foretold = rate[variants] * facts.trials
     known = foretold > 0.0
+    total = facts.rewards[known].sum()
+    if total <= 0.0:
+        return _judge_drift(np.empty((0, 2)), np.empty((0, 2)))
+    hit = np.array(
+        [total / facts.hits[known].sum(), facts.squares[known].sum() / total]
+    )
     before, after = (
-        _daily_ratios(days[rows], facts.of(rows), foretold[rows])
+        _daily_ratios(days[rows], facts.rewards[rows], foretold[rows], hit)
         for rows in (known & ~newest, known & newest)
     )
     return _judge_drift(before, after)
@@ -178,16 +184,19 @@ def _judge_drift(before: Floats, after: Floats) -> Finding:
     return Finding(DRIFT, p_value < DRIFT_P_MIN, message)
 
 
-def _daily_ratios(days: Ints, facts: Facts, foretold: Floats) -> Floats:
-    """By day with enough hits: log of earned over foretold, its variance, (n_days, 2)."""
-    rows = []
-    for day in np.unique(days):
-        today = days == day
-        earned, hits = facts.rewards[today].sum(), facts.hits[today].sum()
-        if hits >= MIN_DAY_HITS and earned > 0.0:
-            variance = facts.squares[today].sum() / earned**2
-            rows.append((np.log(earned / foretold[today].sum()), variance))
-    return np.array(rows).reshape(-1, 2)
+def _daily_ratios(days: Ints, earned: Floats, foretold: Floats, hit: Floats) -> Floats:
+    """By day: log of earned over foretold, and its variance if that is true, (n_days, 2).
+
+    Of the days on which enough hits are foretold, however many came: a day without any is
+    what must show. hit: mean of a hit's reward, and mean square over mean.
+    """
+    shown, day = np.unique(days, return_inverse=True)
+    came, expected = (np.bincount(day, x, len(shown)) for x in (earned, foretold))
+    enough = expected >= MIN_DAY_HITS * hit[0]
+    came, expected = np.maximum(came[enough], 0.0), expected[enough]
+    half = 0.5 * hit[0]
+    ratios = np.log((came + half) / (expected + half))
+    return np.stack([ratios, hit[1] / expected], axis=1)
 
 
 def _log_likelihood(family: Family, prior: tuple[float, ...], facts: Facts) -> Floats:
