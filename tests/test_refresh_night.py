@@ -15,6 +15,9 @@ from bandolero.lake.refresh import Refreshed, refresh
 from bandolero.lake.results import KEPT, read_result, write_results
 from bandolero.lake.traffic import FAST, NO_RULES, REPEATED, UNIT, TrafficRules
 from bandolero.settle import GRACE_MS
+from bandolero_service.commands import CommandError, Place
+from bandolero_service.corrected import list_corrected
+from bandolero_service.settings import Settings
 from strategies import (
     FAR_MS,
     START_MS,
@@ -207,6 +210,21 @@ def test_audit_says_what_changed_a_reward(
     assert (row["decision_id"], row["reason"]) == ("d1", reason)
     was, now = (1_000_000, 0) if reason == "retract" else (0, 1_000_000)
     assert (row["was_micros"], row["reward_micros"]) == (was, now)
+
+
+def test_corrected_rewards_are_listed(
+    tmp_path: Path, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line a decision, of the experiment and the tenant asked for; none before a night."""
+    place = Place(Settings(lake=str(tmp_path)))
+    lake = lake_of(tmp_path, [decision()], [event(log_ms=FAR_MS)])
+    with pytest.raises(CommandError, match="has not been refreshed"):
+        list_corrected(place, None, None)
+    write_results(lake, UNTIL_MS, {"audit": night(engine, lake).audit})
+    for asked in ((None, None), ("hats", "acme"), ("coats", None), (None, "bolt")):
+        list_corrected(place, *asked)
+    line = f"{'acme/hats':30} d1  v1           0 -> 1  late event\n"
+    assert capsys.readouterr().out == 2 * line
 
 
 def test_audit_names_a_refund(tmp_path: Path, engine: Engine) -> None:

@@ -22,6 +22,7 @@ from bandolero_service.commands import (
     RefusedLimitError,
     UsageError,
 )
+from bandolero_service.corrected import list_corrected
 from bandolero_service.embedded import EmbeddedStoreError
 from bandolero_service.errors import ApiError
 from bandolero_service.options import (
@@ -195,6 +196,20 @@ def refresh(
     chosen = (engine, memory_limit, spark_master)
     if not refreshing.refresh(place, tenant, until, dry_run, summary, chosen):
         raise typer.Exit(GATE_BLOCKED)
+
+
+@app.command(epilog="Example: bandolero corrected spring-hero --tenant acme")
+def corrected(
+    experiment_id: Annotated[
+        str | None, typer.Argument(help="Which; default: all.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    lake: LakeOption = None,
+    tenant: TenantOption = None,
+) -> None:
+    """List the rewards that the last refresh told otherwise, and why."""
+    place = place_of(None, data_dir, lake)
+    list_corrected(place, experiment_id, tenant)
 
 
 @app.command(

@@ -181,9 +181,12 @@ def _texts(rows: Sequence[tuple[str, ...]], name: str) -> pa.Table:
 
 def _ordered(engine: Engine, parts: Sequence[ir.Table], schema: pa.Schema) -> pa.Table:
     """Rows of all parts, sorted."""
-    tables = [
-        engine.to_arrow(part.select(*schema.names)).cast(schema) for part in parts
-    ]
-    rows = pa.concat_tables([schema.empty_table(), *tables])
+    if not parts:
+        return schema.empty_table()
+    whole = ibis.union(*(part.select(*schema.names) for part in parts))
     keys = [n for n in ("field", "level", *_KEYS) if n in schema.names]
-    return rows.sort_by([(name, "ascending") for name in keys])
+    return (
+        engine.to_arrow(whole)
+        .cast(schema)
+        .sort_by([(name, "ascending") for name in keys])
+    )
