@@ -23,7 +23,7 @@ from bandolero.evaluate.targets import (
     tabled,
     with_policy,
 )
-from bandolero.evaluate.trials import Bools, Situations, Trials
+from bandolero.evaluate.trials import Situations, Trials
 from bandolero.experiment import CategoricalField, Experiment, ExperimentRecord
 from bandolero.features import FeatureMap
 from bandolero.lake.catalog import BadFile, Lake
@@ -87,14 +87,13 @@ class Cases(NamedTuple):
         (n_trials,), rows of the others.
     features
         (n_situations, n_features), of the whole context.
-    eligible, possible
-        (n_situations, n_arms), as in `reading.Sets`.
+    set_of
+        (n_situations,), rows of `Logged.sets`.
     """
 
     situation: Ints
     features: Floats
-    eligible: Bools
-    possible: Bools
+    set_of: Ints
 
 
 def evaluate_experiment(
@@ -213,10 +212,7 @@ def _cases(spec: Experiment, logged: Logged, *, alone: bool) -> Cases:
         situation = np.asarray(known.indices.to_numpy(), np.int64)
         distinct = np.asarray(known.dictionary.to_numpy())
     context_of, set_of = np.divmod(distinct, n_sets)
-    sets = logged.sets
-    return Cases(
-        situation, features[context_of], sets.eligible[set_of], sets.possible[set_of]
-    )
+    return Cases(situation, features[context_of], set_of)
 
 
 def _trials(spec: Experiment, logged: Logged, cases: Cases) -> Trials:
@@ -225,7 +221,9 @@ def _trials(spec: Experiment, logged: Logged, cases: Cases) -> Trials:
     if len(spec.variants) * n_features**2 > MODEL_NUMBERS_MAX:
         features = features[:, :1]
     situations = Situations(
-        np.ascontiguousarray(features), cases.possible, _levels(spec, cases.features)
+        np.ascontiguousarray(features),
+        logged.sets.possible[cases.set_of],
+        _levels(spec, cases.features),
     )
     return Trials(
         arms=logged.numbers("arm"),
@@ -264,7 +262,8 @@ def _probabilities(
 ) -> Floats:
     """The target's probabilities by situation."""
     if isinstance(source, Snapshot):
-        return probabilities_of(source, cases.features, cases.eligible)
+        sets = logged.sets.eligible
+        return probabilities_of(source, cases.features, cases.set_of, sets)
     ids = logged.rows["decision_id"].combine_chunks()
     shares = tabled(record.spec, source.table, ids)
-    return np.broadcast_to(shares, cases.eligible.shape)
+    return np.broadcast_to(shares, (len(cases.set_of), shares.shape[1]))

@@ -106,7 +106,11 @@ def read_logged(
         message = f"{record.experiment_id} has no closed decision in the lake yet."
         raise NothingLoggedError(message)
     rows = _in_log_order(pa.concat_tables(parts))
-    return Logged(rows, _sets(record, lake, list(set_names)), pending, tuple(bad))
+    sets, number = _sets(record, lake, list(set_names))
+    at = rows.column_names.index("set_of")
+    numbers = pa.array(number[rows["set_of"].to_numpy()])
+    rows = rows.set_column(at, "set_of", numbers)
+    return Logged(rows, sets, pending, tuple(bad))
 
 
 def _batches(
@@ -191,8 +195,8 @@ def _in_log_order(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(np.argsort(closes, kind="stable")))
 
 
-def _sets(record: ExperimentRecord, lake: Lake, names: list[str]) -> Sets:
-    """The sets behind their names, in order."""
+def _sets(record: ExperimentRecord, lake: Lake, names: list[str]) -> tuple[Sets, Ints]:
+    """The distinct sets behind names, and which of them is each name's, (n_names,)."""
     spelled = [not name.startswith(_BY_SNAPSHOT) for name in names]
     implied = {} if all(spelled) else _implied_sets(record, lake)
     variant_ids = record.spec.variant_ids
@@ -206,7 +210,9 @@ def _sets(record: ExperimentRecord, lake: Lake, names: list[str]) -> Sets:
             both = implied.get(name, (every, every))
         eligible.append(both[0])
         possible.append(both[1])
-    return Sets(np.stack(eligible), np.stack(possible))
+    both_of = np.stack((np.stack(eligible), np.stack(possible)), axis=1)
+    distinct, number = np.unique(both_of, axis=0, return_inverse=True)
+    return Sets(distinct[:, 0], distinct[:, 1]), number.ravel().astype(np.int64)
 
 
 def _implied_sets(

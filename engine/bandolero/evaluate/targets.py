@@ -97,33 +97,37 @@ def served_snapshot(record: ExperimentRecord, lake: Lake, version: int) -> Snaps
     return snapshot_from_bytes(found["snapshot"][0].as_py())
 
 
-def probabilities_of(snapshot: Snapshot, features: Floats, eligible: Bools) -> Floats:
+def probabilities_of(
+    snapshot: Snapshot, features: Floats, set_of: Ints, eligible: Bools
+) -> Floats:
     """What a snapshot would give each arm, (n_situations, n_arms).
 
     Parameters
     ----------
     features
         (n_situations, n_features), of the experiment's context.
+    set_of
+        (n_situations,), rows of `eligible`.
     eligible
-        (n_situations, n_arms), at least one of them an arm of the snapshot.
+        (n_sets, n_arms): who competes.
 
     Raises
     ------
     TargetError
-        When a situation has no eligible variant that the snapshot knows.
+        When a set has no variant that the snapshot knows.
     """
-    n_known = len(snapshot.experiment.variants)
-    known = eligible[:, :n_known]
+    known = eligible[:, : len(snapshot.experiment.variants)]
     if not known.any(axis=1).all():
         raise TargetError("a decision has no eligible variant that the target knows.")
-    target = np.zeros(eligible.shape)
-    sets, set_of = np.unique(known, axis=0, return_inverse=True)
-    for i, row in enumerate(sets):
-        arms, at = np.flatnonzero(row), np.flatnonzero(set_of.ravel() == i)
+    target = np.zeros((len(set_of), eligible.shape[1]))
+    order = np.argsort(set_of, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(set_of, minlength=len(known)))[:-1])
+    for row, at in zip(known, parts, strict=True):
+        arms = np.flatnonzero(row)
         if snapshot.prepared is None:
             exact = snapshot.warm(tuple(arms.tolist())).probabilities
-            target[at, :n_known] = exact
-        else:
+            target[at, : known.shape[1]] = exact
+        elif len(at):
             target[np.ix_(at, arms)] = _by_context(snapshot, arms, features[at])
     return target
 
