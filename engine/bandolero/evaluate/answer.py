@@ -128,7 +128,8 @@ def evaluate_experiment(
     """
     end_ms = now_ms if to_ms is None else to_ms
     plan = _plan(record, lake, target)
-    logged = read_logged(record, lake, end_ms, now_ms, progress)
+    texts = _texts(record.spec, target)
+    logged = read_logged(record, lake, end_ms, now_ms, texts, progress)
     begin_ms = _begin(plan, logged, from_ms)
     before, after = _split(logged, begin_ms)
     n_learned = len(before.rows) if isinstance(plan, Experiment) else 0
@@ -163,6 +164,16 @@ def _plan(record: ExperimentRecord, lake: Lake, target: Target) -> Plan:
     if isinstance(target, BySnapshot):
         return served_snapshot(record, lake, target.version)
     return target
+
+
+def _texts(spec: Experiment, target: Target) -> list[str]:
+    """Which texts of the log have a say in the answer."""
+    wanted = {
+        "context": bool(spec.context),
+        "unit": spec.allocation.sticky == "unit",
+        "decision_id": _is_by_decision(target),
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
 def _begin(plan: Plan, logged: Logged, from_ms: int | None) -> int:

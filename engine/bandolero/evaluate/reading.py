@@ -7,7 +7,7 @@ time of asking: their files are all there is of them. Fallback decisions have no
 propensity and are left out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,22 @@ from bandolero.snapshot import snapshot_from_bytes
 
 BATCH_ROWS = 1_000_000
 """Smaller files are settled together: every batch looks at all events."""
+COLUMNS = (
+    "tenant_id",
+    "experiment_id",
+    "decision_id",
+    "variant_id",
+    "decided_at_ms",
+    "log_ms",
+    "snapshot_version",
+    "eligible",
+    "propensity",
+    "mode",
+    "context",
+    "unit",
+)
+"""What is looked at of a decision."""
+TEXTS = ("context", "unit", "decision_id")
 _BY_SNAPSHOT = "#"
 """Begins the name of a set that a decision does not spell out, before its snapshot's
 version; no variant's id begins so."""
@@ -76,6 +92,7 @@ def read_logged(
     lake: Lake,
     to_ms: int,
     now_ms: int,
+    texts: Collection[str] = TEXTS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Logged:
     """All trials of an experiment that were decided before `to_ms`.
@@ -84,6 +101,8 @@ def read_logged(
     ----------
     now_ms
         The time of asking.
+    texts
+        Columns of text that are wanted; the others are null, and cost nothing.
 
     Raises
     ------
@@ -101,7 +120,7 @@ def read_logged(
         cut = now_ms if is_ingested else watermark_ms
         settled = settle(rows, events, record.spec.objective, cut)
         pending += len(rows) - len(settled.row)
-        parts.append(_trials(record, rows, settled, set_names))
+        parts.append(_trials(record, rows, settled, set_names, texts))
     if not any(map(len, parts)):
         message = f"{record.experiment_id} has no closed decision in the lake yet."
         raise NothingLoggedError(message)
@@ -139,6 +158,7 @@ def _is_ingested(commit: Commit) -> bool:
 
 def _mine(record: ExperimentRecord, rows: pa.Table, to_ms: int) -> pa.Table:
     """Decisions of the experiment that were drawn with a propensity, before `to_ms`."""
+    rows = rows.select(COLUMNS)
     keep = pc.and_(
         pc.equal(rows["tenant_id"], record.tenant),
         pc.equal(rows["experiment_id"], record.experiment_id),
@@ -163,7 +183,11 @@ class _Numbers(dict[str, int]):
 
 
 def _trials(
-    record: ExperimentRecord, decisions: pa.Table, settled: Settled, set_names: _Numbers
+    record: ExperimentRecord,
+    decisions: pa.Table,
+    settled: Settled,
+    set_names: _Numbers,
+    texts: Collection[str],
 ) -> pa.Table:
     """Decisions that count, with what they earned."""
     counts = settled.row[settled.trial]
@@ -172,7 +196,6 @@ def _trials(
     spelled = pc.binary_join(rows["eligible"], ",")
     versions = pc.fill_null(pc.cast(rows["snapshot_version"], pa.string()), "")
     implied = pc.binary_join_element_wise(_BY_SNAPSHOT, versions, "")
-    large = pa.large_string()
     return pa.table(
         {
             "arm": arms_of(record.spec, rows["variant_id"]),
@@ -181,11 +204,16 @@ def _trials(
             "decided_at_ms": rows["decided_at_ms"],
             "closes_ms": closes_ms(rows, record.spec.objective),
             "set_of": set_names.of(pc.coalesce(spelled, implied)),
-            "context": rows["context"].cast(large),
-            "unit": rows["unit"].cast(large),
-            "decision_id": rows["decision_id"].cast(large),
+            **{name: _text(rows, name, texts) for name in TEXTS},
         }
     )
+
+
+def _text(rows: pa.Table, name: str, wanted: Collection[str]) -> pa.ChunkedArray:
+    """A column of text of any length, or nulls where it is not wanted."""
+    if name in wanted:
+        return rows[name].cast(pa.large_string())
+    return pa.chunked_array([pa.nulls(len(rows), pa.large_string())])
 
 
 def _in_log_order(rows: pa.Table) -> pa.Table:
