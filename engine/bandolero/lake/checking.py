@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bandolero.lake.columns import Bools, Broken, Reading
-from bandolero.lake.formats import SHOWN_BYTES, Rows, is_text, read_rows
+from bandolero.lake.formats import Rows, is_text, read_rows
 from bandolero.lake.mapping import OURS, Mapping
 from bandolero.lake.rules import KEPT_FROM_VIEW, REQUIRED, Checks, broken_cells
 from bandolero.lake.sources import Source
 from bandolero.log import DECISIONS, EVENTS
 
+SHOWN_CHARACTERS = 200
+"""So much is told of a value that is refused."""
 PART_BYTES = 32 << 20
 """At most so much is handed over at once."""
 SCHEMAS = {"decisions": DECISIONS, "events": EVENTS}
@@ -187,4 +189,4 @@ def _shown(broken: Broken, row: int) -> str | None:
         return None
     value = broken.given[row].as_py()
     text = value if isinstance(value, str) else repr(value)
-    return text[:SHOWN_BYTES]
+    return text[:SHOWN_CHARACTERS]

@@ -6,7 +6,7 @@ the first rows: 007 stays 007, and an id above the range of int64 stays what it 
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,8 +23,6 @@ ROWS_AT_ONCE = (65_536, 2048, 64)
 """Of Parquet; fewer where so many do not fit into memory."""
 BATCH_BYTES = 16 << 20
 MAX_LINE_BYTES = 16 << 20
-SHOWN_BYTES = 200
-"""So much is told of what is refused."""
 MAX_ROWS_PER_BYTE = 64
 """A file that says it holds more is no log: a row has an id of its own."""
 
@@ -149,10 +147,10 @@ def _fitting(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
 
 
 def _csv(source: Source, wanted: Sequence[str], check: Missing) -> Iterator[Rows]:
-    odd: dict[int, str] = {}
+    odd: list[int] = []
 
     def note(row: csv.InvalidRow) -> str:
-        odd[row.number - 1] = row.text  # the heading is no row
+        odd.append(row.number - 1)  # the heading is no row
         return "skip"
 
     parsing = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note)
@@ -162,6 +160,7 @@ def _csv(source: Source, wanted: Sequence[str], check: Missing) -> Iterator[Rows
     check(names)
     odd.clear()
     columns = [name for name in wanted if name in names]
+    rule = f"must have {len(names)} values."
     converting = csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
         include_columns=columns,
@@ -173,11 +172,15 @@ def _csv(source: Source, wanted: Sequence[str], check: Missing) -> Iterator[Rows
     with _Text(source) as text:
         for batch in csv.open_csv(text.stream, reading, parsing, converting):
             after = np.arange(done + 1, done + 1 + len(batch) + len(odd))
-            numbers = np.setdiff1d(after, list(odd))[: len(batch)]
+            numbers = np.setdiff1d(after, odd)[: len(batch)]
             yield Rows(batch, numbers, text.share)
             done = int(numbers[-1]) if len(numbers) else done
+            passed = [number for number in odd if number < done]
+            if passed:
+                yield _unread(columns, passed, rule)
+                odd[:] = [number for number in odd if number > done]
     if odd:
-        yield _unread(columns, odd, f"must have {len(names)} values.")
+        yield _unread(columns, odd, rule)
 
 
 def _json(source: Source, wanted: Sequence[str], _: Missing) -> Iterator[Rows]:
@@ -187,11 +190,11 @@ def _json(source: Source, wanted: Sequence[str], _: Missing) -> Iterator[Rows]:
         lines = _lines(stream)
         while some := _as_many(lines):
             good: dict[int, list[str | None]] = {}
-            odd: dict[int, str] = {}
+            odd: list[int] = []
             for number, line in enumerate(some, done + 1):
                 row = _object(line)
                 if row is None:
-                    odd[number] = line[:SHOWN_BYTES].decode(errors="replace")
+                    odd.append(number)
                 else:
                     good[number] = [_as_text(row.get(name)) for name in wanted]
             done += len(some)
@@ -226,12 +229,12 @@ class _Text:
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
-    """Lines of a file; of one that is too long, enough to show that it is."""
+    """Lines of a file; of one that is too long, what is no object."""
     while line := stream.readline(MAX_LINE_BYTES):
         rest = line
         while rest and len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
             rest = stream.readline(MAX_LINE_BYTES)
-            line = line[:SHOWN_BYTES]
+            line = line[:1]
         yield line
 
 
@@ -242,7 +245,7 @@ def _as_many(lines: Iterator[bytes]) -> list[bytes]:
     for line in lines:
         some.append(line)
         n_bytes += len(line)
-        if n_bytes >= BATCH_BYTES:
+        if n_bytes >= BATCH_BYTES or len(some) == ROWS_AT_ONCE[0]:
             break
     return some
 
@@ -271,8 +274,9 @@ def _texts(
     return pa.record_batch(arrays, names=list(names))
 
 
-def _unread(names: Sequence[str], odd: Mapping[int, str], rule: str) -> Rows:
+def _unread(names: Sequence[str], odd: Sequence[int], rule: str) -> Rows:
+    """Rows of which nothing is known, and nothing told: a unit may be anywhere in them."""
     nothing = _texts(names, [[None] * len(names)] * len(odd))
-    given = pa.array([text[:SHOWN_BYTES] for text in odd.values()])
-    broken = Broken("", rule, np.ones(len(odd), np.bool_), given)
-    return Rows(nothing, np.array(list(odd), np.int64), 1.0, (broken,))
+    all_of_it = np.ones(len(odd), np.bool_)
+    broken = Broken("", rule, all_of_it, pa.nulls(len(odd), pa.string()))
+    return Rows(nothing, np.array(odd, np.int64), 1.0, (broken,))
