@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,7 +15,7 @@ from bandolero.lake.ingest import Terms
 from bandolero_service import keys
 from bandolero_service.erasures import SLACK_MS, ask, state_of, work_off
 from bandolero_service.ids import Signer
-from bandolero_service.ingesting import BusyError
+from bandolero_service.ingesting import BusyError, pseudonyms
 from bandolero_service.ingesting import ingest as ingest_hidden
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
@@ -130,6 +131,17 @@ def test_an_ingest_waits_for_its_turn(
     assert ingest_hidden(
         store, b"root", lake, "decisions", [tmp_path / "a.parquet"]
     ).accepted
+
+
+def test_a_unit_of_two_tenants_has_two_pseudonyms() -> None:
+    """Each is hashed with its own tenant's key; rows without unit or tenant have none."""
+    rows = {
+        "tenant_id": ["a", "b", None, "a", "b"],
+        "unit": ["u", "u", "u", None, "w"],
+    }
+    known = {name: Signer(b"root", name).pseudonym for name in "ab"}
+    stored = pseudonyms(b"root")(pa.table(rows))["unit"].to_pylist()
+    assert stored == [known["a"]("u"), known["b"]("u"), None, None, known["b"]("w")]
 
 
 @needs_server

@@ -130,12 +130,21 @@ def pseudonyms(root: bytes) -> Conceal:
     signer = cache(lambda tenant: Signer(root, tenant))
 
     def hide(decisions: pa.Table) -> pa.Table:
-        named = [decisions[name].combine_chunks() for name in ("tenant_id", "unit")]
-        coded = pc.binary_join_element_wise(*named, "/").dictionary_encode()
-        pairs = [name.partition("/") for name in coded.dictionary.to_pylist()]
-        stored = [signer(tenant).pseudonym(unit) for tenant, _, unit in pairs]
-        units = pa.array(stored, pa.string()).take(coded.indices)
+        units = decisions["unit"].combine_chunks()
+        tenants = decisions["tenant_id"].combine_chunks().dictionary_encode()
+        stored = pa.nulls(len(units), pa.string())
+        for code, tenant in enumerate(tenants.dictionary.to_pylist()):
+            mine = pc.equal(tenants.indices, code)
+            hidden = _hidden(signer(tenant), pc.if_else(mine, units, None))
+            stored = pc.coalesce(stored, hidden)
         at = decisions.column_names.index("unit")
-        return decisions.set_column(at, decisions.field(at), units)
+        return decisions.set_column(at, decisions.field(at), stored)
 
     return hide
+
+
+def _hidden(signer: Signer, units: pa.Array) -> pa.Array:
+    """The pseudonym of each unit, (n_units,)."""
+    coded = units.dictionary_encode()
+    stored = [signer.pseudonym(unit) for unit in coded.dictionary.to_pylist()]
+    return pa.array(stored, pa.string()).take(coded.indices)
