@@ -277,7 +277,7 @@ def test_too_many_refused_rows_keep_a_file_out(
     assert len(list(lake.paths("events", ""))) == (accepted > 0)
     assert len(quarantined(lake, "events", "rows")) == 1
     if not accepted:
-        assert file.reason == "1 of 4 rows are refused, must be <= 20.0000%."
+        assert file.reason == "1 of 4 rows are refused, must be <= 20 %."
         assert take_in(lake, "events", [path]).accepted == 3
 
 

@@ -4,6 +4,7 @@ This is what the child of `bandolero.lake.reader` does; here no process is neede
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def _left(some: Rows, meant: Rows) -> tuple[int, float]:
 
 def _check_names(names: Sequence[str], request: Request) -> None:
     """Refuse a file whose columns are not all it must have, or stand twice."""
-    twice = sorted({name for name in names if list(names).count(name) > 1})
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
     if twice:
         raise ValueError(f"columns stand twice: {', '.join(twice)}.")
     mapping = request.mapping
@@ -79,9 +80,9 @@ def _check_names(names: Sequence[str], request: Request) -> None:
         if ours in mapping.columns or ours in REQUIRED[request.table]
         for name in mapping.column(ours).theirs
     ]
-    missing = [
-        name for name in dict.fromkeys([*asked, *mapping.where]) if name not in names
-    ]
+    there = set(names)
+    wanted = dict.fromkeys([*asked, *mapping.where])
+    missing = [name for name in wanted if name not in there]
     if missing:
         raise ValueError(f"columns are missing: {', '.join(missing)}.")
 
@@ -111,24 +112,24 @@ def _meant(rows: Rows, mapping: Mapping, is_text: bool) -> Rows:
         return rows
     kept = np.ones(len(rows.rows), np.bool_)
     for name, values in mapping.where.items():
-        wanted = values if isinstance(values, list) else [values]
-        column = rows.rows.column(name)
-        kind = (
-            column.type.value_type
-            if pa.types.is_dictionary(column.type)
-            else column.type
-        )
-        try:
-            texts = [_plain(value) for value in wanted] if is_text else wanted
-            sought = pa.array(texts).cast(kind)
-        except pa.ArrowException:
-            rule = f"must be of the type of the column, {column.type}"
-            raise ValueError(f"where.{name} == {values!r}, {rule}.") from None
-        found = pc.is_in(column.cast(kind), sought)
+        found = _is_among(name, rows.rows.column(name), values, is_text)
         kept &= np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
     return rows._replace(
         rows=rows.rows.filter(pa.array(kept)), numbers=rows.numbers[kept]
     )
+
+
+def _is_among(name: str, column: pa.Array, values: Any, is_text: bool) -> pa.Array:
+    """Where a column of theirs holds one of some values, (n_rows,)."""
+    wanted = values if isinstance(values, list) else [values]
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        texts = [_plain(value) for value in wanted] if is_text else wanted
+        return pc.is_in(column, pa.array(texts).cast(column.type))
+    except pa.ArrowException:
+        rule = f"must be of the type of the column, {column.type}"
+        raise ValueError(f"where.{name} == {values!r}, {rule}.") from None
 
 
 def _plain(value: Any) -> str:

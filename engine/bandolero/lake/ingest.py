@@ -188,7 +188,8 @@ class Intake:
         limit = self._terms.max_refused
         if drafts.refused > limit * drafts.seen:
             drafts.discard()
-            reason = f"{drafts.refused:,} of {drafts.seen:,} rows are refused, must be <= {limit:.4%}."
+            n_refused = f"{drafts.refused:,} of {drafts.seen:,} rows are refused"
+            reason = f"{n_refused}, must be <= {100 * limit:g} %."
             return found._replace(accepted=0, reason=reason, is_over_limit=True)
         if drafts.refused and not drafts.accepted:
             # Not listed, for what is wrong may be mended here: an experiment is unknown.
