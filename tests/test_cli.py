@@ -92,7 +92,7 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
 
 def test_the_contracts_commands_are_there() -> None:
     """Everything the contract names for this version is a command."""
-    named = {"serve", "refresh", "report", "replay", "demo"}
+    named = {"serve", "refresh", "report", "replay", "evaluate", "demo"}
     named |= {f"experiment {verb}" for verb in ("apply", "list", "show")}
     named |= {f"keys {verb}" for verb in ("create", "list", "revoke")}
     named |= {f"ingest {table}" for table in ("decisions", "events")}

@@ -7,6 +7,9 @@ intervals    how sure a value is: bootstrap, empirical Bernstein
 support      whether the log can say anything: diagnostics and limits on them
 evaluation   all of these together: `evaluate`
 difference   two policies on one log, paired
+reading      trials of an experiment from the lake
+targets      policies, served snapshots and tables as probabilities of every arm
+answer       an experiment's log and a target put together; `telling` says it
 """
 
 from bandolero.evaluate.difference import Difference, difference

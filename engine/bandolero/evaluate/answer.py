@@ -186,7 +186,7 @@ def _begin(plan: Plan, logged: Logged, from_ms: int | None) -> int:
                 f"must be after {learned_to_ms}, when snapshot {plan.version} learned"
             )
             raise TargetError(f"from == {from_ms} ms, {rule}.")
-        return from_ms or learned_to_ms + 1
+        return from_ms or max(learned_to_ms + 1, int(decided.min()))
     if from_ms is not None:
         return from_ms
     if isinstance(plan, Experiment) and plan.policy.kind not in UNLEARNED:
