@@ -114,7 +114,7 @@ class DuckDB:
         self._con = ibis.duckdb.connect(
             memory_limit=f"{memory_limit // 1_000_000}MB",
             temp_directory=folder,
-            threads=_cores(),
+            threads=pa.cpu_count(),
             preserve_insertion_order=False,
         )
 
@@ -181,7 +181,7 @@ class Spark:
             .config("spark.sql.execution.arrow.pyspark.enabled", "true")
         )
         if master.startswith("local"):
-            builder = builder.config("spark.sql.shuffle.partitions", _cores())
+            builder = builder.config("spark.sql.shuffle.partitions", pa.cpu_count())
         self._session = builder.getOrCreate()
         self._con = ibis.pyspark.connect(self._session)
 
@@ -242,10 +242,6 @@ def parse_bytes(text: str) -> int:
         rule = "must be a number of MB or GB, at least 100MB."
         raise ValueError(f"memory_limit == {text!r}, {rule}")
     return n_bytes
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _placed(schema: pa.Schema) -> pa.Schema:

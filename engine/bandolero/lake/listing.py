@@ -42,7 +42,7 @@ def checked_files(lake: Lake, table: str, copies: Path) -> Listing:
         When one was written anew and is no longer listed: there is a new list.
     """
     files = lake.files(table)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
         found = list(pool.map(lambda file: _checked(lake, file, copies), files))
     listing = Listing([], [], 0, [])
     if any(isinstance(path, BadFile) for path in found):
