@@ -81,7 +81,7 @@ class Need(NamedTuple):
 
 NEEDS = {
     "browser": Need(find_chromium, "no Chromium or Chrome on the path", in_ci=True),
-    "jvm": Need(lambda: shutil.which("java"), "no java on the path", in_ci=False),
+    "jvm": Need(lambda: shutil.which("java"), "no java on the path", in_ci=True),
 }
 
 
