@@ -21,7 +21,12 @@ from bandolero.experiment import (
 from bandolero.fold import FALLBACK
 from bandolero.log import DECISIONS
 from bandolero.snapshot import RENORMALISED, decide
-from bandolero_service.contexts import MAX_CONTEXTS, MAX_REMEMBERED_BYTES, Contexts
+from bandolero_service.contexts import (
+    MAX_CONTEXT_BYTES,
+    MAX_CONTEXTS,
+    MAX_REMEMBERED_BYTES,
+    Contexts,
+)
 from bandolero_service.decide import DecideRequest
 from bandolero_service.ids import Signer
 from bandolero_service.record import (
@@ -298,3 +303,16 @@ def test_a_narrowed_draw_is_recorded_with_what_it_was_drawn_with(
     assert outcome.told.rule == RENORMALISED
     assert outcome.probabilities is not None
     assert outcome.probabilities[drawn.arm] == drawn.propensity == outcome.propensity
+
+
+def test_a_context_too_long_is_refused_in_a_batch_as_alone(worker: Worker) -> None:
+    """Its item gets the error that it would get alone; the one beside it is answered."""
+    schema = [{"name": "hour", "kind": "numeric"}]
+    worker.put(experiment("hats", context=schema))
+    long = {"hour": 1, "more": "x" * MAX_CONTEXT_BYTES}
+    bodies = [{"experiment": "hats", "context": c} for c in (long, {"hour": 1})]
+    texts = [json.dumps(body).encode() for body in bodies]
+    requests = [msgspec.json.decode(text, type=DecideRequest) for text in texts]
+    refused, answered = map(json.loads, worker.decider.answers("acme", requests))
+    assert refused["error"]["field"] == "context"
+    assert answered["experiment"] == "hats"

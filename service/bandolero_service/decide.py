@@ -101,7 +101,7 @@ class Decider:
         longest = max(map(len, filter(None, units)), default=0)
         if view is not None and view.is_alike and longest <= MAX_UNIT_CHARACTERS:
             try:
-                contexts = _contexts_of(view, requests)
+                contexts = [_context_of(view, request) for request in requests]
                 return self._by_column(view, units, contexts, at_ms)
             except (ApiError, *NOT_JSON):
                 pass  # one of them; the others must not suffer
@@ -254,13 +254,6 @@ def _context_of(view: View, request: DecideRequest) -> Context:
         read_context(text)
         return view.no_context
     return view.context(text)
-
-
-def _contexts_of(view: View, requests: Sequence[DecideRequest]) -> list[Context]:
-    """The contexts of usual requests, as `_context_of` reads them."""
-    read, none = view.context, view.no_context
-    texts = [request.context for request in requests]
-    return [none if text is msgspec.UNSET else read(bytes(text)) for text in texts]
 
 
 def _too_long(unit: str) -> ApiError:
