@@ -48,6 +48,13 @@ SEGMENTED = experiment(
         },
     ],
 )
+MEASURED = experiment(
+    objective={"attribution_window_s": 2.0},
+    metrics=[
+        {"name": "revenue", "event": "conversion", "reward": "value", "window_s": 3.0},
+        {"name": "clicks", "event": "click", "reward": "count", "window_s": 1.0},
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -290,9 +297,9 @@ def test_engine_must_be_known_and_have_memory() -> None:
 
 
 def rich_lake(folder: Path) -> tuple[Lake, list[Any]]:
-    """Six experiments of three rewards; events late, taken back, twice and ingested."""
+    """Five experiments of three rewards; events late, taken back, twice and ingested."""
     rng = np.random.default_rng(8)
-    specs = [CLICKS, SALES, COUNTED, SEGMENTED]
+    specs = [CLICKS, SALES, COUNTED, SEGMENTED, MEASURED]
     names = [f"x{i}" for i in range(len(specs))]
     records = [
         record_of(spec.model_copy(update={"experiment": name}))
@@ -341,7 +348,13 @@ def agree(one: Refreshed, other: Refreshed) -> None:
         assert mine.changes.keys() == theirs.changes.keys()
         for variant_id, change in mine.changes.items():
             assert change == pytest.approx(theirs.changes[variant_id], rel=1e-9)
-    for name in ("rollups", "segments", "audit"):
+    assert one.metrics.keys() == other.metrics.keys()
+    for whose, sums in one.metrics.items():
+        for metric, by_variant in sums.items():
+            for variant_id, each in by_variant.items():
+                same = other.metrics[whose][metric][variant_id]
+                assert each == pytest.approx(same, rel=1e-9)
+    for name in ("rollups", "segments", "stages", "audit"):
         same_rows(getattr(one, name), getattr(other, name))
 
 

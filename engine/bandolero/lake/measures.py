@@ -96,6 +96,11 @@ def summed(rows: ir.Table, keys: Sequence[str]) -> ir.Table:
     )
 
 
+def in_order(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """Rows sorted by some keys: an engine gives them in any order."""
+    return rows.sort_by([(name, "ascending") for name in keys])
+
+
 def _complete(part: ir.Table, keys: Sequence[str]) -> ir.Table:
     """With a column for every measure, in one order."""
     versions = {

@@ -24,6 +24,7 @@ from bandolero.lake.gates import (
     log_score,
     sample_ratios,
 )
+from bandolero.lake.measures import in_order
 from bandolero.lake.stages import COUNTS, stages_of
 from bandolero.policies import POLICIES
 from bandolero.policy_specs import CONTEXTUAL, FAMILIES
@@ -294,7 +295,7 @@ def _summed(rows: pa.Table, keys: list[str]) -> pa.Table:
     """Facts by some keys, in their order."""
     sums = rows.group_by(keys).aggregate([(name, "sum") for name in COUNTS])
     named = sums.rename_columns([*keys, *COUNTS])
-    return named.sort_by([(key, "ascending") for key in keys])
+    return in_order(named, keys)
 
 
 def _facts(rows: pa.Table) -> Facts:

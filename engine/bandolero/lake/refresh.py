@@ -24,6 +24,7 @@ from bandolero.lake.catalog import INGESTED, BadFile, Lake
 from bandolero.lake.corrections import AUDIT_TABLE, audit_of, corrections_of
 from bandolero.lake.engines import Engine, open_engine
 from bandolero.lake.listing import Listing, checked_files
+from bandolero.lake.measures import in_order
 from bandolero.lake.metric_sums import metric_sums
 from bandolero.lake.rollups import roll_up
 from bandolero.lake.settling import (
@@ -136,7 +137,7 @@ def _night(
         settled = _settled(engine, closed, events, watermark_ms, rules)
         progress("rolling up")
         rolled = roll_up(engine, closed, settled, records)
-        stages = engine.to_arrow(stages_by(closed, settled, rolled.untold))
+        stages = stages_by(engine, closed, settled, rolled.untold)
         progress("settling metrics")
         out = settled.filter(settled.excluded.notnull()).select(*DECISION)
         metrics = metric_sums(engine, decisions, events, out, records, watermark_ms)
@@ -157,7 +158,7 @@ def _night(
         segments=rolled.segments,
         stages=stages,
         metrics=metrics,
-        audit=audit.sort_by([(name, "ascending") for name in AUDIT_TABLE.names[:3]]),
+        audit=in_order(audit, AUDIT_TABLE.names[:3]),
         bad_files=made.bad + told.bad,
     )
 

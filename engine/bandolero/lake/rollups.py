@@ -10,7 +10,13 @@ import pyarrow as pa
 from bandolero.epochs import DAY_MS
 from bandolero.experiment import OTHER, CategoricalField, ExperimentRecord
 from bandolero.lake.engines import Engine
-from bandolero.lake.measures import MEASURES_FIELDS, summed, untold_by, with_told
+from bandolero.lake.measures import (
+    MEASURES_FIELDS,
+    in_order,
+    summed,
+    untold_by,
+    with_told,
+)
 from bandolero.lake.settling import EXPERIMENT
 
 MAX_CELLS = 5_000
@@ -185,8 +191,4 @@ def _ordered(engine: Engine, parts: Sequence[ir.Table], schema: pa.Schema) -> pa
         return schema.empty_table()
     whole = ibis.union(*(part.select(*schema.names) for part in parts))
     keys = [n for n in ("field", "level", *_KEYS) if n in schema.names]
-    return (
-        engine.to_arrow(whole)
-        .cast(schema)
-        .sort_by([(name, "ascending") for name in keys])
-    )
+    return in_order(engine.to_arrow(whole).cast(schema), keys)

@@ -12,7 +12,8 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from bandolero.lake.measures import measures_by
+from bandolero.lake.engines import Engine
+from bandolero.lake.measures import in_order, measures_by
 from bandolero.lake.settling import EXPERIMENT
 from bandolero.policies.base import Floats
 
@@ -43,8 +44,10 @@ class Stages(NamedTuple):
     squared_weighted_squares: Floats
 
 
-def stages_by(closed: ir.Table, settled: ir.Table, untold: ir.Table) -> ir.Table:
-    """Measures by experiment, variant and stage.
+def stages_by(
+    engine: Engine, closed: ir.Table, settled: ir.Table, untold: ir.Table
+) -> pa.Table:
+    """Measures by experiment, variant and stage, in their order.
 
     Parameters
     ----------
@@ -55,7 +58,8 @@ def stages_by(closed: ir.Table, settled: ir.Table, untold: ir.Table) -> ir.Table
     """
     began = untold.group_by(EXPERIMENT).aggregate(first_ms=untold.began_ms.min())
     keys = (*EXPERIMENT, "variant_id", "stage")
-    return measures_by(_staged(closed, began), _staged(settled, began), keys)
+    rows = measures_by(_staged(closed, began), _staged(settled, began), keys)
+    return in_order(engine.to_arrow(rows), keys)
 
 
 def _staged(rows: ir.Table, began: ir.Table) -> ir.Table:
