@@ -106,6 +106,9 @@ class FeatureMap:
             if columns:
                 x[_column(columns, default if value is None else value)] = 1.0
                 continue
+            if type(value) is float and not period and abs(value) <= NUMERIC_MAX:
+                x[start] = value + 0.0  # nearly always
+                continue
             number = _number(value)
             number = float(default) if number is None else number
             if period:

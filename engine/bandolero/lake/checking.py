@@ -170,6 +170,8 @@ def _without(column: pa.Array, name: str, broken: Sequence[Broken]) -> pa.Array:
 def _refusal(numbers: Any, broken: Sequence[Broken]) -> list[pa.Array]:
     """For each row the first rule that it breaks, and what broke it."""
     n = len(numbers)
+    if not broken:
+        return [pa.array(numbers, pa.int64()), *[pa.nulls(n, pa.string())] * 3]
     told: dict[str, list[str | None]] = {name: [None] * n for name in REFUSAL.names[1:]}
     seen: Bools = np.zeros(n, np.bool_)
     for one in broken:
