@@ -7,18 +7,19 @@ import numpy as np
 from bandolero.epochs import Epoch
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import Correction
-from bandolero.inference.compare import Comparison
-from bandolero.policies.base import Floats, Ints
+from bandolero.policies.base import Ints
 from bandolero.report.counts import (
     Counts,
     check_split,
     corrected,
+    rate_of,
     summed,
     traffic_of,
     within,
 )
 from bandolero.report.model import MetricTable, Report, Totals, VariantRow
-from bandolero.report.posterior import CREDIBILITY, compared
+from bandolero.report.posterior import CREDIBILITY, columns_of, compared
+from bandolero.report.segments import SegmentRows, segment_of
 from bandolero.report.verdict import Facts, judge
 from bandolero.snapshot import Snapshot
 
@@ -32,6 +33,7 @@ def build_report(
     snapshot: Snapshot | None,
     generated_at_ms: int,
     metrics: tuple[MetricTable, ...] = (),
+    segment: SegmentRows | None = None,
     from_day: int | None = None,
     to_day: int | None = None,
 ) -> Report:
@@ -53,6 +55,8 @@ def build_report(
         The newest, for `share_now`.
     metrics
         From `report.metrics`; left out when days are asked for.
+    segment
+        Rows by level of a context field, to tell level by level.
     from_day, to_day
         Days since 1970 (UTC) of the decisions to report, both included.
     """
@@ -68,6 +72,9 @@ def build_report(
     totals = _totals(rows)
     check = check_split(record, chosen)
     left_out = by_day and correction is not None and bool(correction.changes)
+    mismatch = check.verdict == "mismatch"
+    days = from_day, to_day
+    levels = None if segment is None else segment_of(record, segment, days, mismatch)
     words = judge(Facts(record.spec, rows, totals, check, added, left_out))
     spec = record.spec
     return Report(
@@ -95,6 +102,7 @@ def build_report(
         notes=words.notes,
         variants=rows,
         metrics=() if by_day else metrics,
+        segment=levels,
         traffic=traffic_of(chosen),
     )
 
@@ -123,36 +131,13 @@ def _rows(
             trials=int(counts.trials[arm]),
             impressions=int(counts.impressions[arm]),
             rewards=float(counts.rewards[arm]),
-            rate=_rate(float(counts.rewards[arm]), int(counts.trials[arm])),
+            rate=rate_of(float(counts.rewards[arm]), int(counts.trials[arm])),
             pending=int(pending[arm]),
-            **_columns(table, arm),
+            **columns_of(table, arm),
             share_now=shares.get(variant.id),
         )
         for arm, variant in enumerate(record.spec.variants)
     )
-
-
-def _columns(table: Comparison, arm: int) -> dict[str, float | None]:
-    """An arm's posterior columns, by name; None where not known."""
-    return {
-        name: _known(getattr(table, name), arm)
-        for name in (
-            "mean",
-            "interval_lower",
-            "interval_upper",
-            "probability_best",
-            "probability_beat_control",
-            "expected_loss",
-            "lift",
-            "lift_lower",
-            "lift_upper",
-        )
-    }
-
-
-def _known(column: Floats, arm: int) -> float | None:
-    value = float(column[arm])
-    return value if np.isfinite(value) else None
 
 
 def _shares_now(snapshot: Snapshot | None) -> dict[str, float]:
@@ -171,10 +156,6 @@ def _totals(rows: Sequence[VariantRow]) -> Totals:
         trials=trials,
         impressions=sum(row.impressions for row in rows),
         rewards=rewards,
-        rate=_rate(rewards, trials),
+        rate=rate_of(rewards, trials),
         pending=sum(row.pending for row in rows),
     )
-
-
-def _rate(rewards: float, trials: int) -> float | None:
-    return rewards / trials if trials > 0 else None

@@ -73,6 +73,11 @@ def _summed_moments(epochs: Sequence[Epoch]) -> Floats | None:
     return np.asarray(np.sum(known, axis=0), np.float64)
 
 
+def rate_of(rewards: float, trials: int) -> float | None:
+    """Rewards a trial; None without trials."""
+    return rewards / trials if trials > 0 else None
+
+
 def corrected(
     counts: Counts, record: ExperimentRecord, correction: Correction
 ) -> tuple[Counts, Corrected]:

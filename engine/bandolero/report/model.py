@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from bandolero.inference.interaction import Interaction
 from bandolero.policy_specs import CONTEXTUAL
 
+LEVELS_READ, ROWS_READ = 20, 10
+"""So many levels, and variants of each, are shown to people."""
 Verdict = Literal["empty", "mismatch", "best", "safe", "open"]
 Check = Literal["ok", "mismatch", "too few", "not checked"]
 
@@ -71,6 +74,89 @@ class MetricTable:
     guardrail: bool
     watermark_ms: int
     variants: tuple[MetricRow, ...]
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """What a variant earned where a context field had one level; as in `VariantRow`."""
+
+    variant_id: str
+    headline: str
+    status: str
+    decisions: int
+    trials: int
+    impressions: int
+    rewards: float
+    rate: float | None
+    mean: float | None
+    interval_lower: float | None
+    interval_upper: float | None
+    probability_best: float | None
+    probability_beat_control: float | None
+    expected_loss: float | None
+    lift: float | None
+    lift_lower: float | None
+    lift_upper: float | None
+
+
+@dataclass(frozen=True)
+class Level:
+    """The requests of one level, rows in arm order.
+
+    level: None where it is all levels, or the smaller ones together. verdict: `best`
+    where its own trials carry a name, `open` where they do not.
+    """
+
+    level: str | None
+    decisions: int
+    trials: int
+    impressions: int
+    rewards: float
+    rate: float | None
+    verdict: Verdict
+    headline: str
+    variants: tuple[LevelRow, ...]
+
+    def read(self, control: str) -> tuple[LevelRow, ...]:
+        """Rows to read: the probably best first, and the control whatever its rank."""
+        ranked = sorted(self.variants, key=_by_chance)
+        cut = [row for row in ranked[ROWS_READ:] if row.variant_id == control]
+        return (*ranked[:ROWS_READ], *cut)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A report level by level of a context field, as the newest refresh counted them.
+
+    watermark_ms: None before the first refresh. names_from: the P(best) from which a
+    level names a variant. interaction: whether levels differ in how variants compare;
+    None where that cannot be said. levels: in the order of the specification, those seen.
+    smaller: how many levels `rest` puts together. whole: the sum of all.
+    """
+
+    field: str
+    watermark_ms: int | None
+    headline: str
+    names_from: float
+    interaction: Interaction | None
+    levels: tuple[Level, ...]
+    smaller: int
+    rest: Level | None
+    whole: Level | None
+    unseen: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def read(self) -> tuple[Level, ...]:
+        """Levels to read, the largest ones; programs read all."""
+        by_size = sorted(self.levels, key=lambda one: -one.decisions)
+        largest = {one.level for one in by_size[:LEVELS_READ]}
+        return tuple(one for one in self.levels if one.level in largest)
+
+    @property
+    def all_levels(self) -> tuple[Level, ...]:
+        """Levels that add up to the whole: those shown, and the rest."""
+        return self.levels if self.rest is None else (*self.levels, self.rest)
 
 
 @dataclass(frozen=True)
@@ -144,7 +230,8 @@ class Report:
 
     generated_at_ms: when the data was read. from_day, to_day: days since 1970 (UTC) that
     it was restricted to, both included. credibility: of every interval. metrics: none
-    where no refresh has settled them, or days were asked for.
+    where no refresh has settled them, or days were asked for. segment: None where none
+    was asked for.
     """
 
     experiment_id: str
@@ -171,6 +258,7 @@ class Report:
     notes: tuple[str, ...]
     variants: tuple[VariantRow, ...]
     metrics: tuple[MetricTable, ...]
+    segment: Segment | None
     traffic: tuple[Traffic, ...]
 
     @property
@@ -181,9 +269,7 @@ class Report:
     @property
     def ranked(self) -> tuple[VariantRow, ...]:
         """Rows for reading: the probably best first, those never compared last."""
-        return tuple(
-            sorted(self.variants, key=lambda row: -_or(row.probability_best, -1.0))
-        )
+        return tuple(sorted(self.variants, key=_by_chance))
 
     @property
     def leader(self) -> VariantRow | None:
@@ -194,5 +280,6 @@ class Report:
         return best
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def _by_chance(row: VariantRow | LevelRow) -> float:
+    """Lower for what is more probably the best."""
+    return 1.0 if row.probability_best is None else -row.probability_best

@@ -1,5 +1,7 @@
 """Base prior plus the data of a report: what is believed of each variant's rate."""
 
+import math
+
 import numpy as np
 
 from bandolero.experiment import ExperimentRecord
@@ -33,27 +35,42 @@ def compared(record: ExperimentRecord, counts: Counts) -> Comparison:
     return _spread(result, arms, len(counts.trials), has_control=has_control)
 
 
+def columns_of(table: Comparison, arm: int) -> dict[str, float | None]:
+    """What is believed of an arm, by the names of a report's columns; None: not known."""
+    values = {name: float(getattr(table, name)[arm]) for name in Comparison._fields}
+    return {name: x if math.isfinite(x) else None for name, x in values.items()}
+
+
 def beta_posterior(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Floats]:
     """Parameters of each rate's posterior, (n_arms,) each.
 
-    The prior is the policy's own; Beta(1, 1) where the policy has none. Where a context
-    decided the probabilities, data is the weighted mean, worth as many trials as its
-    standard error says, and no more than Kish's effective number of trials.
+    The prior is the policy's own; Beta(1, 1) where the policy has none, or a context
+    decided the probabilities.
     """
+    hits, misses = hits_and_misses(counts)
     if counts.moments is not None:
-        mean, error, trials = _weighted(counts.moments)
-        mean = np.clip(mean, 0.0, 1.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            trials = np.fmin(trials, mean * (1.0 - mean) / error**2)
-        hits = np.where(trials > 0.0, trials * np.nan_to_num(mean), 0.0)
-        return 1.0 + hits, 1.0 + np.nan_to_num(trials) - hits
-    n_arms = len(counts.trials)
-    state = policy_of(record.spec).init(n_arms)
-    a, b = np.ones(n_arms), np.ones(n_arms)
+        return 1.0 + hits, 1.0 + misses
+    state = policy_of(record.spec).init(len(hits))
     if isinstance(state, BetaState):
-        a, b = state.prior_alpha, state.prior_beta
-    hits = np.clip(counts.rewards, 0.0, counts.trials)
-    return a + hits, b + (counts.trials - hits)
+        return state.prior_alpha + hits, state.prior_beta + misses
+    return 1.0 + hits, 1.0 + misses
+
+
+def hits_and_misses(counts: Counts) -> tuple[Floats, Floats]:
+    """What trials say of each rate, as hits and misses that count alike, (n_arms,) each.
+
+    Where a context decided the probabilities, data is the weighted mean, worth as many
+    trials as its standard error says, and no more than Kish's effective number of trials.
+    """
+    if counts.moments is None:
+        hits = np.clip(counts.rewards, 0.0, counts.trials)
+        return hits, counts.trials - hits
+    mean, error, trials = _weighted(counts.moments)
+    mean = np.clip(mean, 0.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        trials = np.fmin(trials, mean * (1.0 - mean) / error**2)
+    hits = np.where(trials > 0.0, trials * np.nan_to_num(mean), 0.0)
+    return hits, np.nan_to_num(trials) - hits
 
 
 def mean_posterior(counts: Counts) -> tuple[Floats, Floats]:

@@ -11,9 +11,12 @@ from rich.text import Text
 
 from bandolero.report import wording as say
 from bandolero.report.model import (
+    Level,
+    LevelRow,
     MetricRow,
     MetricTable,
     Report,
+    Segment,
     Totals,
     VariantRow,
 )
@@ -21,7 +24,7 @@ from bandolero.report.verdict import split_sentence
 from bandolero.report.wording import Scale
 
 WIDTH = 120
-GAP, NAME_MIN = 3, 12
+GAP, NAME_MIN, LEVEL_WIDTH = 3, 12, 20
 STYLES = {"best": "bold green", "safe": "bold green", "mismatch": "bold red"}
 
 
@@ -54,6 +57,8 @@ def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     console.print(_comparison(report, width))
     console.print(Text(_units(report), style="dim"))
     console.print()
+    if report.segment is not None:
+        _print_segment(console, report, report.segment)
     for table in report.metrics:
         console.print(Text(say.metric_title(report, table), style="bold"))
         console.print(_metric(report, table))
@@ -107,10 +112,7 @@ def _comparison(report: Report, width: int) -> Table:
     """What is believed: a line a variant, its headline cut to what room there is."""
     scale = say.scale_for(report)
     percent = f"{100 * report.credibility:g} %"
-    what = f"{percent} interval"
-    if report.by_context:
-        what = f"all requests ({what})"
-    heads = [what, "P(best)", "P(> control)", "expected loss"]
+    heads = [_interval_head(report), "P(best)", "P(> control)", "expected loss"]
     heads += [f"lift ({percent} interval)"]
     lines = [_belief_cells(report, scale, row) for row in report.ranked]
     table = _table(["variant"], heads)
@@ -122,6 +124,59 @@ def _comparison(report: Report, width: int) -> Table:
         name.truncate(max(width - taken - GAP, NAME_MIN), overflow="ellipsis")
         table.add_row(name, *line)
     return table
+
+
+def _print_segment(console: Console, report: Report, segment: Segment) -> None:
+    """The levels of a field: a line a variant, then what is to be said of each."""
+    console.print(Text(say.segment_title(segment), style="bold"))
+    console.print(Text(segment.headline))
+    console.print()
+    if segment.whole is not None:
+        console.print(_levels(report, segment, segment.whole))
+        console.print()
+    for level in segment.read:
+        name = say.level_name(level)
+        console.print(_note(f"{_short(name)}: {level.headline}"))
+    for note in segment.notes:
+        console.print(_note(note))
+    console.print()
+
+
+def _levels(report: Report, segment: Segment, whole: Level) -> Table:
+    """Levels to read, one below the other, and their sum."""
+    scale = say.scale_for(report)
+    percent = f"{100 * report.credibility:g} %"
+    heads = ["trials", "rewards", "rate", _interval_head(report), "P(best)"]
+    table = _table([segment.field, "variant"], [*heads, f"lift ({percent} interval)"])
+    for level in (*segment.read, whole):
+        table.add_section()
+        name = _short(say.level_name(level))
+        for row in level.read(report.control):
+            table.add_row(name, Text(row.variant_id), *_level_cells(report, scale, row))
+            name = ""
+        table.add_row("", Text("all", style="dim"), *_earned(level, scale))
+    return table
+
+
+def _level_cells(report: Report, scale: Scale, row: LevelRow) -> list[str]:
+    """Cells of one line, in the order of the heads."""
+    interval, chance, _, _, lift = _belief_cells(report, scale, row)
+    return [*_earned(row, scale), interval, chance, lift]
+
+
+def _earned(row: Level | LevelRow, scale: Scale) -> list[str]:
+    return [say.count(row.trials), say.count(row.rewards), scale.cell(row.rate)]
+
+
+def _short(name: str) -> str:
+    """A level's name without what could drive a terminal, cut to its room."""
+    text = _printable(name)
+    return text if len(text) <= LEVEL_WIDTH else f"{text[: LEVEL_WIDTH - 1]}…"
+
+
+def _interval_head(report: Report) -> str:
+    what = f"{100 * report.credibility:g} % interval"
+    return f"all requests ({what})" if report.by_context else what
 
 
 def _metric(report: Report, metric: MetricTable) -> Table:
@@ -151,7 +206,9 @@ def _units(report: Report) -> str:
     return f"{what} in {scale.difference}; lift relative to {report.control}."
 
 
-def _belief_cells(report: Report, scale: Scale, row: VariantRow) -> list[str]:
+def _belief_cells(
+    report: Report, scale: Scale, row: VariantRow | LevelRow
+) -> list[str]:
     """Cells of one line, in the order of the heads."""
     is_control = row.variant_id == report.control
     interval = scale.interval(row.interval_lower, row.interval_upper)
@@ -164,7 +221,7 @@ def _belief_cells(report: Report, scale: Scale, row: VariantRow) -> list[str]:
     ]
 
 
-def _lift_cell(row: VariantRow | MetricRow) -> str:
+def _lift_cell(row: VariantRow | LevelRow | MetricRow) -> str:
     if row.lift_lower is None:
         return say.NONE
     between = say.lift_interval(row.lift_lower, row.lift_upper)

@@ -6,7 +6,14 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from bandolero.inference.sample_ratio import P_VALUE_MIN
-from bandolero.report.model import MetricTable, Report, Stratum
+from bandolero.report.model import (
+    ROWS_READ,
+    Level,
+    MetricTable,
+    Report,
+    Segment,
+    Stratum,
+)
 
 DAY_S = 86_400
 NONE = "–"
@@ -114,6 +121,26 @@ def metric_title(report: Report, metric: MetricTable) -> str:
         f"as of the refresh up to {moment(metric.watermark_ms)}",
     ]
     return " · ".join(parts)
+
+
+def segment_title(segment: Segment) -> str:
+    """A field in a line: its name, how many levels were seen, and as of when."""
+    parts = [f"by {segment.field}"]
+    if (seen := len(segment.levels) + segment.smaller) > 0:
+        parts.append(amount(seen, "level"))
+    if (shown := len(segment.read)) < seen:
+        parts.append(f"the {shown} largest of them")
+    n_variants = len(segment.whole.variants) if segment.whole is not None else 0
+    if n_variants > ROWS_READ:
+        parts.append(f"the first {ROWS_READ} of {n_variants} variants")
+    if segment.watermark_ms is not None:
+        parts.append(f"as of the refresh up to {moment(segment.watermark_ms)}")
+    return " · ".join(parts)
+
+
+def level_name(level: Level) -> str:
+    """A level's own name; that of the whole where it is no single one."""
+    return "all levels" if level.level is None else level.level or "(empty)"
 
 
 def probability(value: float | None) -> str:
