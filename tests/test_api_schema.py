@@ -31,8 +31,9 @@ TENANT = "schema"
 RULES_BETWEEN_FIELDS = {
     ("PUT", "/v1/experiments/{experiment_id}"),
     ("POST", "/v1/experiments/{experiment_id}/variants"),
+    ("GET", "/v1/experiments/{experiment_id}/report"),
 }
-"""What a schema of their body allows may still be refused."""
+"""What their schema allows may still be refused."""
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 Operation = APIOperation[Any, Any, Any, Any]
 

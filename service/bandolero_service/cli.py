@@ -154,6 +154,10 @@ def report(
     format: Annotated[  # noqa: A002  # the name of the option
         str, typer.Option(help="table, json, html, csv or parquet.")
     ] = "table",
+    segment: Annotated[
+        str | None,
+        typer.Option(help="Also by level of a context field, as of the last refresh."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="File; default stdout.")] = None,
     store: StoreOption = None,
     data_dir: DataDirOption = None,
@@ -165,7 +169,7 @@ def report(
         rule = f"must be one of {', '.join(commands.REPORT_FORMATS)}."
         raise typer.BadParameter(f"{format!r}, {rule}", param_hint="--format")
     place = place_of(store, data_dir, lake)
-    commands.report(place, experiment_id, tenant, format, output)
+    commands.report(place, experiment_id, tenant, format, output, segment)
 
 
 @app.command(epilog="Example: bandolero refresh --summary refresh.json")

@@ -144,12 +144,17 @@ def report(
     tenant: str | None,
     kind: str,
     output: Path | None,
+    segment: str | None,
 ) -> None:
-    """Write the report of an experiment."""
-    from bandolero_service.reporting import report_of
+    """Write the report of an experiment, perhaps also by level of a context field."""
+    from bandolero.lake.catalog import Lake
+    from bandolero_service.reporting import report_of, segment_rows
 
     with place.store() as store:
-        built = report_of(store, _one(store, experiment_id, tenant))
+        record, rows = _one(store, experiment_id, tenant), None
+        if segment is not None:
+            rows = segment_rows(Lake(place.settings.lake_url), record, segment)
+        built = report_of(store, record, segment=rows)
     data = _rendered(built, kind)
     if output is None:
         sys.stdout.buffer.write(data)

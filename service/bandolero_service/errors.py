@@ -1,7 +1,7 @@
 """Errors a client sees: one object everywhere, naming field, value and rule."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -100,6 +100,21 @@ def store_down() -> ApiError:
     """The store is needed for this request and does not answer."""
     message = "the store does not answer; nothing was changed, try again."
     return ApiError(503, "store_down", message)
+
+
+def lake_down() -> ApiError:
+    """The lake is needed for this request and cannot be read in time."""
+    message = "what the newest refresh counted cannot be read from the lake, try again."
+    return ApiError(503, "lake_down", message)
+
+
+def unknown_segment(field: str, fields: Iterable[str]) -> ApiError:
+    """A field that an experiment cannot be told by, and those that it can."""
+    known = ", ".join(fields)
+    rule = f"must be one of its categorical context fields: {known}"
+    if not known:
+        rule = "but the experiment has no categorical context field"
+    return ApiError(422, "unknown_segment", f"segment == {field!r}, {rule}.", "segment")
 
 
 def invalid_experiment(faults: Sequence[Fault]) -> ApiError:

@@ -12,13 +12,15 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from bandolero_service.errors import ApiError, store_down
+from bandolero.experiment import ExperimentRecord
+from bandolero_service.errors import ApiError, lake_down, store_down
 from bandolero_service.experiments import required_record
 from bandolero_service.roles import (
     BEHIND_WORKERS,
@@ -28,6 +30,9 @@ from bandolero_service.roles import (
 from bandolero_service.settings import Settings, read_settings
 from bandolero_service.store import Store, StoreDownError
 
+if TYPE_CHECKING:
+    from bandolero.report.segments import SegmentRows
+
 log = logging.getLogger(__name__)
 
 ReportFormat = Literal["json", "html", "csv", "parquet"]
@@ -35,6 +40,8 @@ WAIT_S = 10.0
 """How long a request waits for its turn."""
 ANSWER_S = 30.0
 """How long an answer may take, the start of the process included."""
+LAKE_S = 7.0
+"""How long an answer waits for the lake; less than others wait for their turn."""
 IDLE_S = 600.0
 """Without a question for so long the process ends: it takes as much memory as a worker."""
 _LENGTH_BYTES = 8
@@ -42,13 +49,14 @@ _MADE, _REFUSED, _FAILED = b"+", b"-", b"!"
 
 
 class AskedReport(msgspec.Struct, frozen=True, tag="report"):
-    """A report that a tenant asks for, of days since 1970."""
+    """A report that a tenant asks for, of days since 1970, by levels of a field."""
 
     tenant: str
     experiment_id: str
     format: ReportFormat
     from_day: int | None = None
     to_day: int | None = None
+    segment: str | None = None
 
 
 class AskedDecision(msgspec.Struct, frozen=True, tag="decision"):
@@ -222,8 +230,21 @@ class _Answerer:
         from bandolero_service.reporting import rendered, report_of
 
         record = required_record(self._store, asked.tenant, asked.experiment_id)
-        built = report_of(self._store, record, asked.from_day, asked.to_day)
-        return rendered(built, asked.format)
+        segment = None if asked.segment is None else self._rows(record, asked.segment)
+        days = asked.from_day, asked.to_day
+        return rendered(report_of(self._store, record, *days, segment), asked.format)
+
+    def _rows(self, record: ExperimentRecord, field: str) -> "SegmentRows":
+        from bandolero_service.reporting import segment_rows
+
+        pool = ThreadPoolExecutor(1)
+        try:
+            rows = pool.submit(segment_rows, self._lake, record, field)
+            return rows.result(LAKE_S)
+        except TimeoutError:
+            raise lake_down() from None
+        finally:
+            pool.shutdown(wait=False)  # a lake that hangs is left to its own time-outs
 
     def _decision(self, asked: AskedDecision) -> bytes:
         from bandolero_service.explain import explain

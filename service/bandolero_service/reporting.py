@@ -1,8 +1,13 @@
 """A report's data from the store: what the HTTP route and the command line share."""
 
 import json
+import logging
 import time
-from typing import Any
+from functools import reduce
+from operator import and_
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
 
 from bandolero.epochs import Epoch
 from bandolero.experiment import ExperimentRecord
@@ -10,9 +15,16 @@ from bandolero.fold import Correction
 from bandolero.report import Report, build_report, tabular
 from bandolero.report.metrics import metric_tables
 from bandolero.report.model import MetricTable
+from bandolero.report.segments import COLUMNS, SegmentRows, categorical_fields
 from bandolero.snapshot import snapshot_from_bytes
+from bandolero_service.errors import lake_down, unknown_segment
 from bandolero_service.folding import epoch_from_bytes
 from bandolero_service.store import Store, name_of
+
+if TYPE_CHECKING:
+    from bandolero.lake.catalog import Lake
+
+log = logging.getLogger(__name__)
 
 
 def report_of(
@@ -20,8 +32,9 @@ def report_of(
     record: ExperimentRecord,
     from_day: int | None = None,
     to_day: int | None = None,
+    segment: SegmentRows | None = None,
 ) -> Report:
-    """The report of an experiment as of now."""
+    """The report of an experiment as of now, and of a segment as of the newest night."""
     name = name_of(record.tenant, record.experiment_id)
     shard = store.shard(record.tenant, record.experiment_id)
     data = store.snapshots(shard, [name]).get(name)
@@ -36,7 +49,34 @@ def report_of(
         generated_at_ms=time.time_ns() // 1_000_000,
         from_day=from_day,
         to_day=to_day,
+        segment=segment,
     )
+
+
+def segment_rows(lake: "Lake", record: ExperimentRecord, field: str) -> SegmentRows:
+    """What the newest night counted of an experiment by level of a field.
+
+    Raises
+    ------
+    ApiError
+        422 where the field is none of its categorical ones; 503 where the lake cannot be
+        read.
+    """
+    from bandolero.lake.results import read_result
+
+    fields = categorical_fields(record)
+    if field not in fields:
+        raise unknown_segment(field, fields)
+    mine = {"tenant_id": record.tenant, "experiment_id": record.experiment_id}
+    asked = [pc.field(n) == value for n, value in {**mine, "field": field}.items()]
+    try:
+        watermark_ms, rows = read_result(lake, "segments", reduce(and_, asked))
+    except (OSError, ValueError) as error:
+        log.warning("segments cannot be read: %s", error)
+        raise lake_down() from None
+    if rows is None:
+        return SegmentRows(field, None, None)
+    return SegmentRows(field, watermark_ms, rows.select(COLUMNS))
 
 
 def rendered(report: Report, kind: str) -> bytes:

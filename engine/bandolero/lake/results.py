@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandolero.lake.catalog import Lake
@@ -16,6 +17,8 @@ from bandolero.lake.catalog import Lake
 FOLDER = "nights"
 KEPT = 30
 """Nights that are kept, the newest."""
+GROUP_ROWS = 100_000
+"""Tables are in order of tenant and experiment: who reads one skips the others' groups."""
 
 
 def write_results(
@@ -30,8 +33,15 @@ def write_results(
     _forget(lake)
 
 
-def read_result(lake: Lake, name: str) -> tuple[int, pa.Table | None]:
+def read_result(
+    lake: Lake, name: str, rows: pc.Expression | None = None
+) -> tuple[int, pa.Table | None]:
     """A table of the newest night and its watermark; 0 and None before the first.
+
+    Parameters
+    ----------
+    rows
+        Which rows to read; default: all.
 
     Raises
     ------
@@ -48,13 +58,13 @@ def read_result(lake: Lake, name: str) -> tuple[int, pa.Table | None]:
     data = lake.read_bytes(path)
     if _digest(data) not in path:
         raise ValueError(f"{path} does not have the hash of its name.")
-    return body["watermark_ms"], pq.read_table(pa.BufferReader(data))
+    return body["watermark_ms"], pq.read_table(pa.BufferReader(data), filters=rows)
 
 
 def _written(lake: Lake, name: str, watermark_ms: int, rows: pa.Table) -> str:
     """The path of a table, which is there now."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", row_group_size=GROUP_ROWS)
     data = bytes(sink.getvalue())
     path = f"{name}/until-{watermark_ms:013d}-{_digest(data)}.parquet"
     if not lake.exists(path):

@@ -190,5 +190,5 @@ def _ordered(engine: Engine, parts: Sequence[ir.Table], schema: pa.Schema) -> pa
     if not parts:
         return schema.empty_table()
     whole = ibis.union(*(part.select(*schema.names) for part in parts))
-    keys = [n for n in ("field", "level", *_KEYS) if n in schema.names]
+    keys = [n for n in (*EXPERIMENT, "field", "level", *_KEYS[2:]) if n in schema.names]
     return in_order(engine.to_arrow(whole).cast(schema), keys)

@@ -5,7 +5,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from bandolero.experiment import ExperimentRecord, Status
-from bandolero.report.model import MetricRow, Totals, VariantRow
+from bandolero.report.model import Level, MetricRow, Totals, VariantRow
 from bandolero_service.audit import AuditLine
 
 Answers = dict[int | str, dict[str, Any]]
@@ -93,6 +93,30 @@ class ShownMetric(TypedDict):
     variants: list[MetricRow]
 
 
+class ShownInteraction(TypedDict):
+    """Whether levels differ in how their variants compare."""
+
+    chi2: float
+    df: int
+    p_value: float
+
+
+class ShownSegment(TypedDict):
+    """A report level by level of a context field, as the newest refresh counted them."""
+
+    field: str
+    watermark: str | None
+    headline: str
+    names_from: float
+    interaction: ShownInteraction | None
+    levels: list[Level]
+    smaller: int
+    rest: Level | None
+    whole: Level | None
+    unseen: list[str]
+    notes: list[str]
+
+
 ShownReport = TypedDict(
     "ShownReport",
     {
@@ -117,6 +141,7 @@ ShownReport = TypedDict(
         "correction": ShownCorrection | None,
         "notes": list[str],
         "metrics": list[ShownMetric],
+        "segment": ShownSegment | None,
         "variants": list[VariantRow],
     },
 )

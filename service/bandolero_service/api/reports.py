@@ -9,7 +9,6 @@ from pydantic import BeforeValidator
 from bandolero_service.api.access import Access, admin, report
 from bandolero_service.api.answers import ExplainedDecision, ShownReport, answers
 from bandolero_service.api.gate import Caller
-from bandolero_service.errors import ApiError
 from bandolero_service.report_process import (
     AskedDecision,
     AskedReport,
@@ -29,6 +28,10 @@ _OTHER_FORMATS = {
     for media in MEDIA.values()
     if media != JSON
 }
+_BY = (
+    "A categorical context field: the report also level by level, as the newest refresh "
+    "counted them. CSV and Parquet then have a row a level and variant."
+)
 _EPOCH = date(1970, 1, 1)
 
 
@@ -55,15 +58,12 @@ def report_routes(reports: ReportProcess, access: Access) -> APIRouter:
         experiment_id: str,
         caller: Reader,
         format: ReportFormat = "json",  # noqa: A002  # the contract's name
-        segment: Annotated[str | None, Query(include_in_schema=False)] = None,
+        segment: Annotated[str | None, Query(description=_BY)] = None,
         from_: Annotated[IsoDate | None, Query(alias="from")] = None,
         to: IsoDate | None = None,
     ) -> Response:
-        if segment is not None:
-            message = f"segment == {segment!r}: reports by segment are not kept yet."
-            raise ApiError(422, "no_segments", message, "segment")
         days = _day(from_), _day(to)
-        asked = AskedReport(caller.tenant, experiment_id, format, *days)
+        asked = AskedReport(caller.tenant, experiment_id, format, *days, segment)
         return Response(await reports.ask(asked), media_type=MEDIA[format])
 
     @router.get(
