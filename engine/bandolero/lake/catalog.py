@@ -3,14 +3,15 @@
 A *commit* holds all a shard's log says between two log times, one file per table and day.
 Files are written first, then the commit's manifest entry, named by where it starts and
 made only if absent: a commit is there whole or not at all, cannot be made twice, and a
-re-run after a kill overwrites the same files. Readers read the manifest, never a glob,
-and check each file against its hash: Parquet's own checksums are ignored by many
-readers, and a damaged page then reads as wrong data.
+re-run after a kill overwrites the same files. A *merged* commit stands for small ones
+in a row: its entry, named by where it starts and ends, is made beside theirs, and from
+then on they do not count, whether or not they have been deleted. Readers read the
+manifest, never a glob, and check each file against its hash: Parquet's own checksums are
+ignored by many readers, and a damaged page then reads as wrong data.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -23,6 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandolero.epochs import DAY_MS
+from bandolero.lake.names import (
+    Place,
+    Span,
+    counted_and_covered,
+    entry_of,
+    place_of,
+    stem_of,
+)
 from bandolero.lake.storage import Storage
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
 
@@ -64,12 +73,6 @@ SCHEMA_VERSION = 1
 LAYOUT = "layout.json"
 INGESTED = "ingest-"
 """How the name of an ingested file's commit begins, where a shard's would stand."""
-_PLACE = re.compile(
-    r"(?P<folder>.+/)\.?(?P<file>(?P<shard>[^/]+?)-((?P<after>\d{13})-\d{13}|p\d{6}))"
-    r"(-[0-9a-f]{8})?\.parquet(\.[0-9a-f]+)?"
-)
-"""The path of a file or its draft: by its commit or, of an ingested file, its part; and
-by the file it was made from."""
 _NO_WRITERS: Mapping[str, Mapping[str, int]] = {}
 
 
@@ -88,13 +91,28 @@ Writers = Mapping[str, Mapping[str, int]]
 
 
 class Commit(NamedTuple):
-    """What a shard's log says in (after_ms, until_ms], or one ingested file."""
+    """What a shard's log says in (after_ms, until_ms], or one ingested file.
+
+    merged: of how many commits it was made; 0 for one as it was archived or ingested.
+    """
 
     shard: str
     after_ms: int
     until_ms: int
     files: tuple[LakeFile, ...]
     writers: Writers
+    merged: int = 0
+
+    @property
+    def span(self) -> Span:
+        """What of the shard's log it holds."""
+        return Span(self.after_ms, self.until_ms)
+
+    @property
+    def entry(self) -> str:
+        """The path of its entry in the manifest."""
+        end_ms = self.until_ms if self.merged else None
+        return entry_of(self.shard, self.after_ms, end_ms)
 
 
 class BadFile(NamedTuple):
@@ -149,22 +167,34 @@ class Lake(Storage):
         OverlapError
             When a commit of this shard from `after_ms` exists.
         """
-        entry = _entry(shard, after_ms)
-        if self.exists(entry):
+        made = Commit(shard, after_ms, until_ms, (), writers)
+        if self.exists(entry := made.entry):
             raise OverlapError(f"{entry} exists: another archiver writes this shard.")
-        name = f"{shard}-{after_ms:013d}-{until_ms:013d}"
         files = [
             file
             for table, rows in tables.items()
-            for file in self._write_by_day(table, name, rows)
+            for file in self._write_by_day(table, stem_of(shard, made.span), rows)
         ]
-        return self.enlist(Commit(shard, after_ms, until_ms, tuple(files), writers))
+        return self.enlist(made._replace(files=tuple(files)))
 
     def write_part(
         self, shard: str, part: int, table: str, rows: pa.Table
     ) -> list[LakeFile]:
         """Write some rows of an ingested file, a file a day; listed nowhere yet."""
         return list(self._write_by_day(table, f"{shard}-p{part:06d}", rows))
+
+    def write_merged(
+        self, commits: Sequence[Commit], table: str, rows: pa.Table
+    ) -> list[LakeFile]:
+        """Write what commits in a row hold of a table, a file a day; listed nowhere yet.
+
+        Named by the files it was made of: the same again is the same file, and no other.
+        """
+        made_of = [f.blake2b for c in commits for f in c.files if f.table == table]
+        span = Span(commits[0].after_ms, commits[-1].until_ms)
+        stem = stem_of(commits[0].shard, span)
+        name = f"{stem}-{_hash(repr(made_of).encode())[:8]}"
+        return list(self._write_by_day(table, name, rows))
 
     def enlist(self, commit: Commit) -> Commit:
         """List the files of a commit, which have been written, all at once.
@@ -174,7 +204,7 @@ class Lake(Storage):
         OverlapError
             When a commit of this shard from there exists.
         """
-        entry = _entry(commit.shard, commit.after_ms)
+        entry = commit.entry
         body = {
             **commit._asdict(),
             "files": [file._asdict() for file in commit.files],
@@ -187,14 +217,38 @@ class Lake(Storage):
         return commit
 
     def commits(self, shard: str = "") -> list[Commit]:
-        """All commits, by shard and position; or those of one shard."""
-        paths = self.paths(f"manifest/{shard}".rstrip("/"), ".json")
-        return [self._read_commit(path) for path in sorted(paths)]
+        """All commits that count, by shard and position; or those of one shard."""
+        entries, _ = self._entries(shard)
+        try:
+            return [self._read_commit(path) for path in entries]
+        except FileNotFoundError:
+            if self._entries(shard)[0] == entries:
+                raise
+            return self.commits(shard)  # merged since they were listed, and deleted
+
+    def is_listed(self, commits: Sequence[Commit]) -> bool:
+        """Whether commits of a shard all count, each just as it is given."""
+        entries = set(self._entries(commits[0].shard)[0])
+        return all(
+            one.entry in entries and self._read_commit(one.entry) == one
+            for one in commits
+        )
+
+    def delete_covered(self, shard: str) -> None:
+        """Delete the commits of a shard for which merged ones stand, their files first.
+
+        Who still reads them, having listed them before, finds their rows in the merged.
+        """
+        for entry in self._entries(shard)[1]:
+            for file in self._read_commit(entry).files:
+                with suppress(FileNotFoundError):  # by an erasure, or a run cut off
+                    self.delete(file.path)
+            self.delete(entry)
 
     def until_ms(self, shard: str) -> int:
         """Log time up to which a shard is archived without a gap; 0 for a new one."""
-        paths = sorted(self.paths(f"manifest/{shard}", ".json"))
-        return self._read_commit(paths[-1]).until_ms if paths else 0
+        entries, _ = self._entries(shard)
+        return self._read_commit(entries[-1]).until_ms if entries else 0
 
     def watermark_ms(self) -> int:
         """Log time up to which the lake is complete on every live shard."""
@@ -248,7 +302,7 @@ class Lake(Storage):
         if not anew:
             return
         files = {old: self._write_again(old, anew[old]) for old in anew}
-        entry = _entry(commit.shard, commit.after_ms)
+        entry = commit.entry
         body = json.loads(self.read_bytes(entry))
         listed = [files.get(file, file) for file in commit.files]
         body["files"] = [file._asdict() for file in listed]
@@ -259,18 +313,17 @@ class Lake(Storage):
     def sweep(self, table: str, is_mine: Callable[[str], bool]) -> None:
         """Delete files of some shards, or ingested ones, that are listed nowhere.
 
-        A writer that was killed leaves such. Nobody may be rewriting these shards'
-        commits, or be ingesting; those that stand beside no commit of a shard are left,
-        for they may be of one that is just being made.
+        A writer that was killed leaves such, and so do merged commits. Nobody may be
+        rewriting these shards' commits, or be ingesting; those that begin within no commit
+        of a shard are left, for they may be of one that is just being made.
         """
         commits = self.commits()
-        begun = {(commit.shard, commit.after_ms) for commit in commits}
         listed = {file.path for commit in commits for file in commit.files}
         for path in set(self.paths(table, "")) - listed:
-            place = _PLACE.fullmatch(path)
-            if not place or not is_mine(shard := place["shard"]):
+            place = place_of(path)
+            if not place or not is_mine(place.shard):
                 continue
-            if shard.startswith(INGESTED) or (shard, int(place["after"])) in begun:
+            if place.shard.startswith(INGESTED) or _over(place, commits):
                 self.delete(path)
 
     def _write_by_day(
@@ -312,30 +365,22 @@ class Lake(Storage):
             return BadFile(file.path, reason)
 
     def _read_listed(self, file: LakeFile) -> pa.Table:
-        """The rows of a file, or of the one that was written in its place meanwhile."""
+        """The rows of a file, or the same from what is listed in its place meanwhile."""
         try:
             return self.read_file(file)
         except (OSError, ValueError, pa.ArrowException):
-            instead = self._instead_of(file)
-            if instead is None:
+            place = place_of(file.path)
+            instead = None if place is None else self._instead_of(file, place)
+            if place is None or instead is None:
                 raise
-            return self._read_listed(instead)
+            return _only_of(place.span, self._read_listed(instead))
 
-    def _instead_of(self, file: LakeFile) -> LakeFile | None:
+    def _instead_of(self, file: LakeFile, place: Place) -> LakeFile | None:
         """The file that is listed in a file's place; None where that itself still is."""
-        place = _PLACE.fullmatch(file.path)
-        if place is None:
-            return None
-        stem = place["folder"] + place["file"]
-        listed = [f for commit in self._commits_at(place) for f in commit.files]
+        listed = [f for c in _over(place, self.commits(place.shard)) for f in c.files]
+        stem = place.folder if place.span else place.folder + place.stem
         alike = [f for f in listed if f.path.startswith(stem)]
         return alike[0] if alike and file not in listed else None
-
-    def _commits_at(self, place: re.Match[str]) -> list[Commit]:
-        """The commit that a file is of; an ingested file is one commit."""
-        if place["after"] is None:
-            return self.commits(place["shard"])
-        return [self._read_commit(_entry(place["shard"], int(place["after"])))]
 
     def read_file(self, file: LakeFile) -> pa.Table:
         """The rows of a listed file.
@@ -355,13 +400,11 @@ class Lake(Storage):
 
     def _write_again(self, old: LakeFile, rows: pa.Table) -> LakeFile:
         """Other rows of a file, under a name that says which one they come from."""
-        place = _PLACE.fullmatch(old.path)
+        place = place_of(old.path)
         if place is None:
             raise ValueError(f"{old.path} is not named as files of the lake are.")
-        day = place["folder"].rstrip("/").rpartition("date=")[2]
-        return self._write_file(
-            old.table, f"{place['file']}-{old.blake2b[:8]}", day, rows
-        )
+        name = f"{place.stem}-{old.blake2b[:8]}"
+        return self._write_file(old.table, name, place.day, rows)
 
     def quarantine(self, file: LakeFile, reason: str) -> None:
         """Copy a file that cannot be used aside, with the reason."""
@@ -379,7 +422,13 @@ class Lake(Storage):
         body = json.loads(self.read_bytes(path))
         files = tuple(LakeFile(**file) for file in body["files"])
         writers = body.get("writers", _NO_WRITERS)
-        return Commit(body["shard"], body["after_ms"], body["until_ms"], files, writers)
+        span = body["shard"], body["after_ms"], body["until_ms"]
+        return Commit(*span, files, writers, body.get("merged", 0))
+
+    def _entries(self, shard: str = "") -> tuple[list[str], list[str]]:
+        """Paths of the entries that count, by shard and position, and of those covered."""
+        folder = f"manifest/{shard}".rstrip("/")
+        return counted_and_covered(self.paths(folder, ".json"))
 
 
 def rows_of(name: str, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
@@ -392,9 +441,19 @@ def rows_of(name: str, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _entry(shard: str, after_ms: int) -> str:
-    """The path of a commit's entry in the manifest."""
-    return f"manifest/{shard}/{after_ms:013d}.json"
+def _over(place: Place, commits: Iterable[Commit]) -> list[Commit]:
+    """The commits that hold what a file at that place holds, or would."""
+    mine = (commit for commit in commits if commit.shard == place.shard)
+    span = place.span
+    return [c for c in mine if span is None or c.span.holds(span.after_ms)]
+
+
+def _only_of(span: Span | None, rows: pa.Table) -> pa.Table:
+    """The rows that were logged within a span; all, if there is none."""
+    if span is None:
+        return rows
+    later = pc.greater(rows["log_ms"], span.after_ms)
+    return rows.filter(pc.and_(later, pc.less_equal(rows["log_ms"], span.until_ms)))
 
 
 def _by_day(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:

@@ -18,8 +18,16 @@ import pyarrow.compute as pc
 
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK, Fold, advance, init_fold
-from bandolero.lake.catalog import SNAPSHOTS_TABLE, BadFile, Commit, Lake, in_log_order
+from bandolero.lake.catalog import (
+    SNAPSHOTS_TABLE,
+    BadFile,
+    Commit,
+    Lake,
+    in_log_order,
+)
+from bandolero.lake.compact import last_numbers
 from bandolero.lake.erase import ERASURE
+from bandolero.lake.names import entry_of
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
 from bandolero.policies.base import Floats, Ints
 from bandolero.settle import GRACE_MS, LOST_AFTER_MS, closes_ms
@@ -80,13 +88,10 @@ def rebuild(
         n: ExperimentRecord.model_validate_json(b) for n, b in facts.records.items()
     }
     walk = _Walk(records, served_ms)
-    writers: dict[str, dict[str, int]] = defaultdict(dict)
     for i, commit in enumerate(commits):
         progress(f"folding shard {shard}: {i} of {len(commits)} commits")
         bad += _gap(commits[i - 1] if i else None, commit)
         bad += walk.take(lake, commit)
-        for stream, numbers in commit.writers.items():
-            writers[stream] |= numbers
     until_ms = commits[-1].until_ms if commits else 0
     return Rebuilt(
         shard,
@@ -100,7 +105,7 @@ def rebuild(
         walk.snapshots,
         in_log_order(walk.open),
         walk.held,
-        writers,
+        last_numbers(commits),
         bad,
     )
 
@@ -219,7 +224,7 @@ def _gap(before: Commit | None, commit: Commit) -> list[BadFile]:
     reached = before.until_ms if before is not None else 0
     if commit.after_ms == reached:
         return []
-    path = f"manifest/{commit.shard}/{reached:013d}.json"
+    path = entry_of(commit.shard, reached)
     return [BadFile(path, "is missing, and so is all it listed.")]
 
 
