@@ -195,7 +195,10 @@ def refresh(
     lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
-    """Settle the lake with late events and corrections, and correct the learner."""
+    """Settle the lake with late events and corrections, and correct the learner.
+
+    Then priors are fitted and published, and the lake's files of past days compacted.
+    """
     place = place_of(store, data_dir, lake)
     chosen = (engine, memory_limit, spark_master)
     if not refreshing.refresh(place, tenant, until, dry_run, summary, chosen):

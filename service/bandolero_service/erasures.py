@@ -7,7 +7,8 @@ the rest when it is trimmed. Decisions made after the request are no part of it.
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
@@ -25,7 +26,13 @@ from bandolero_service import keys
 from bandolero_service.audit import Act, Author
 from bandolero_service.errors import ApiError
 from bandolero_service.settings import Settings
-from bandolero_service.store import NO_POSITION, Store, StoreDownError, name_of
+from bandolero_service.store import (
+    NO_POSITION,
+    FencedError,
+    Store,
+    StoreDownError,
+    name_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -174,15 +181,35 @@ def work_off(
     found = _bodies(store, shard)
     in_lake = {n: body for n, body in found.items() if _read(body).in_lake}
     in_log = {n: b for n, b in found.items() if n not in in_lake and _read(b).in_log}
-    if in_lake and shard == 0:
-        lease = keys.INGEST_LEASE, token_hex(8), keys.INGEST_LEASE_MS
-        with store.alone(*lease) as held:
-            if held:  # else next time: a file is being taken in
-                _clear_lake(store, lake, shard, in_lake, still)
-    elif in_lake:
-        _clear_lake(store, lake, shard, in_lake, still)
+    if in_lake:
+        with _alone(store, shard, still) as mine:
+            if mine is not None:  # else next time
+                _clear_lake(store, lake, shard, in_lake, mine)
     if in_log:
         _clear_log(store, shard, in_log)
+
+
+@contextmanager
+def _alone(
+    store: Store, shard: int, still: Callable[[], None]
+) -> Iterator[Callable[[], None] | None]:
+    """Be the only one who rewrites a shard's files: a `still` that keeps it so.
+
+    None while they are compacted or, where shard 0 stands for them, files are taken in.
+    """
+    owner = token_hex(8)
+    rewriting = keys.rewriting(shard), owner, keys.REWRITE_LEASE_MS
+    ingest = keys.INGEST_LEASE, owner, keys.INGEST_LEASE_MS
+
+    def mine() -> None:
+        still()
+        if not store.keep(*rewriting):
+            raise FencedError("another is rewriting the shard's files.")
+
+    leases = [rewriting, ingest] if shard == 0 else [rewriting]
+    with ExitStack() as held:
+        is_mine = all(held.enter_context(store.alone(*lease)) for lease in leases)
+        yield mine if is_mine else None
 
 
 def _clear_lake(

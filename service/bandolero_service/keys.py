@@ -28,6 +28,8 @@ LEASE_MS = 4_000
 REFRESH_LEASE_MS = 3_600_000
 INGEST_LEASE_MS = 600_000
 """One file is taken in far sooner; after a kill, the next waits as long at most."""
+REWRITE_LEASE_MS = 120_000
+"""So long one commit, or one merge of some, may take; after a kill, the next waits."""
 
 
 GENERATIONS = ("generation", "generation:records", "generation:corrections")
@@ -73,6 +75,11 @@ def meta(shard: int) -> str:
 def lease(shard: int, role: str) -> str:
     """Who is the learner, or the archiver, of the shard."""
     return f"{tag(shard)}:lease:{role}"
+
+
+def rewriting(shard: int) -> str:
+    """Who rewrites what the lake holds of the shard: erases from it, or compacts it."""
+    return f"{tag(shard)}:lease:rewriting"
 
 
 def records(shard: int) -> str:

@@ -2,7 +2,7 @@
 
 All is computed first and published then, each tenant's priors at once. Where a gate
 blocks a prior, the one in force stays, the rest of the night is published all the same,
-and the command's exit code says that somebody should look.
+and the command's exit code says that somebody should look. Last, the lake is compacted.
 """
 
 import json
@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from bandolero_service.commands import (
     _steps,
 )
 from bandolero_service.reporting import epochs_of
-from bandolero_service.store import Store, name_of
+from bandolero_service.store import Store, StoreDownError, name_of
 
 if TYPE_CHECKING:
     from bandolero.lake.catalog import Lake
@@ -87,10 +88,13 @@ def refresh(
         records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
         lake = Lake(place.settings.lake_url)
         found = _computed(store, lake, records, until_ms, choice, rules, step)
+        compacted = None
         if not dry_run:
             step("publishing")
             _publish(store, place.author(store), lake, found)
+            compacted = _compacted(store, lake, found.refreshed.watermark_ms, step)
     told = _summary(found, dry_run, time.monotonic() - began)
+    told["compacted"] = compacted
     if summary is not None:
         summary.write_text(json.dumps(told, indent=2))
     for line in _lines(told):
@@ -166,6 +170,24 @@ def _due(fresh: Sequence[PublishedPrior], book: PriorBook) -> list[PublishedPrio
     return [p for p in fresh if p.version == before.get(p.name, 0) + 1]
 
 
+def _compacted(
+    store: Store, lake: "Lake", watermark_ms: int, step: Any
+) -> dict[str, Any]:
+    """Make the many small commits of past days few; what hinders it is told, no more."""
+    from bandolero.lake.compact import compact
+
+    owner = secrets.token_hex(8)
+
+    def alone(shard: str) -> AbstractContextManager[bool]:
+        where = keys.rewriting(int(shard.removeprefix("s")))
+        return store.alone(where, owner, keys.REWRITE_LEASE_MS)
+
+    try:
+        return compact(lake, watermark_ms, alone, step)._asdict()
+    except (OSError, StoreDownError) as error:  # the night itself is published
+        return {"fault": str(error)}
+
+
 def _summary(found: Found, dry_run: bool, seconds: float) -> dict[str, Any]:
     refreshed = found.refreshed
     changed = [c for c in refreshed.corrections if c.changes]
@@ -212,6 +234,7 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         f" {len(told['bad_files'])} bad files, {told['seconds']:.1f} s"
         f"{'' if told['published'] else ' (dry run: nothing was published)'}"
     )
+    yield from _compaction_lines(told["compacted"] or {})
     for name, prior in told["priors"].items():
         values = ", ".join(f"{k} {v:.4g}" for k, v in prior["parameters"].items())
         yield (
@@ -221,6 +244,16 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         for gate in prior["gates"]:
             if gate["blocks"]:
                 yield f"  blocked by the gate of {gate['gate']}: {gate['message']}"
+
+
+def _compaction_lines(told: dict[str, Any]) -> Iterator[str]:
+    if "fault" in told:
+        yield f"the lake was not compacted: {told['fault']}"
+    elif told.get("commits"):
+        yield (
+            f"compacted the lake: {told['files']:,} files became {told['merged_files']:,},"
+            f" {told['commits']:,} commits {told['merged_commits']:,}"
+        )
 
 
 def _iso_ms(field: str, text: str) -> int:
