@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pydantic import TypeAdapter
 
 from bandolero.lake.catalog import Lake
 from bandolero_service import report_process
+from bandolero_service.api.answers import ShownReport
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.errors import ApiError
 from bandolero_service.report_process import _Answerer
@@ -75,6 +77,7 @@ def refreshed(running: Running) -> Running:
 def test_levels_of_the_night(refreshed: Running) -> None:
     """Mobile and desktop as they were asked for and clicked; they add up to all requests."""
     report = refreshed.ok("GET", f"{PATH}?segment=device")
+    TypeAdapter(ShownReport).validate_python(report)
     told = report["segment"]
     mobile, desktop = told["levels"]
     assert (mobile["level"], mobile["decisions"]) == ("mobile", 40)

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from scipy.special import digamma, polygamma
 from scipy.stats import chi2 as chi_square
 
-from bandolero.inference.lift import CONTROL_SDS_MIN
-
 Floats = NDArray[np.float64]
 
 
@@ -39,12 +37,26 @@ def log_rates(hits: Floats, misses: Floats) -> tuple[Floats, Floats]:
     return digamma(a) - digamma(n), polygamma(1, a) - polygamma(1, n)
 
 
-def log_means(mean: Floats, sd: Floats) -> tuple[Floats, Floats]:
-    """Logs of mean rewards and their variances; nan where too near zero for a ratio."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        far = mean > CONTROL_SDS_MIN * sd
-        logs, variances = np.log(mean), (sd / mean) ** 2
-    return np.where(far, logs, np.nan), np.where(far, variances, np.nan)
+def log_means(mean: Floats, trials: Floats, size: float) -> tuple[Floats, Floats]:
+    """Logs of a level's mean rewards but for a constant, and their variances, (n_arms,).
+
+    Each mean counts as the hits that are worth as much. How unlike rewards are is taken
+    from the whole level: what a variant's few rewards say of it is too unsure, and many
+    levels would seem to differ. nan where a level earned nothing.
+
+    Parameters
+    ----------
+    mean, trials
+        (n_arms,) of each variant.
+    size
+        What a hit is worth: variance of a trial's reward, over its mean.
+    """
+    if not 0.0 < size < np.inf:
+        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    a = np.maximum(np.nan_to_num(mean * trials), 0.0) / size + 1.0
+    with np.errstate(divide="ignore"):
+        logs = digamma(a) - np.log(trials)
+    return logs, polygamma(1, a)
 
 
 def interaction(logs: Floats, variances: Floats) -> Interaction | None:

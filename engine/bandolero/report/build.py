@@ -18,7 +18,7 @@ from bandolero.report.counts import (
     within,
 )
 from bandolero.report.model import MetricTable, Report, Totals, VariantRow
-from bandolero.report.posterior import CREDIBILITY, columns_of, compared
+from bandolero.report.posterior import CREDIBILITY, told_of
 from bandolero.report.segments import SegmentRows, segment_of
 from bandolero.report.verdict import Facts, judge
 from bandolero.snapshot import Snapshot
@@ -120,23 +120,12 @@ def _rows(
     record: ExperimentRecord, counts: Counts, pending: Ints, snapshot: Snapshot | None
 ) -> tuple[VariantRow, ...]:
     """One row a variant, in arm order."""
-    table = compared(record, counts)
     shares = _shares_now(snapshot)
     return tuple(
         VariantRow(
-            variant_id=variant.id,
-            headline=next(iter(variant.creative.values()), ""),
-            status=record.variant_states.get(variant.id, "active"),
-            decisions=int(counts.decisions[arm]),
-            trials=int(counts.trials[arm]),
-            impressions=int(counts.impressions[arm]),
-            rewards=float(counts.rewards[arm]),
-            rate=rate_of(float(counts.rewards[arm]), int(counts.trials[arm])),
-            pending=int(pending[arm]),
-            **columns_of(table, arm),
-            share_now=shares.get(variant.id),
+            **told, pending=int(waiting), share_now=shares.get(told["variant_id"])
         )
-        for arm, variant in enumerate(record.spec.variants)
+        for told, waiting in zip(told_of(record, counts), pending, strict=True)
     )
 
 

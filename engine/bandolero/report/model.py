@@ -6,7 +6,7 @@ from typing import Literal
 from bandolero.inference.interaction import Interaction
 from bandolero.policy_specs import CONTEXTUAL
 
-LEVELS_READ, ROWS_READ = 20, 10
+LEVELS_SHOWN, ROWS_SHOWN = 20, 10
 """So many levels, and variants of each, are shown to people."""
 Verdict = Literal["empty", "mismatch", "best", "safe", "open"]
 Check = Literal["ok", "mismatch", "too few", "not checked"]
@@ -117,11 +117,11 @@ class Level:
     headline: str
     variants: tuple[LevelRow, ...]
 
-    def read(self, control: str) -> tuple[LevelRow, ...]:
-        """Rows to read: the probably best first, and the control whatever its rank."""
+    def shown(self, control: str) -> tuple[LevelRow, ...]:
+        """Rows for reading: the probably best first, and the control whatever its rank."""
         ranked = sorted(self.variants, key=_by_chance)
-        cut = [row for row in ranked[ROWS_READ:] if row.variant_id == control]
-        return (*ranked[:ROWS_READ], *cut)
+        cut = [row for row in ranked[ROWS_SHOWN:] if row.variant_id == control]
+        return (*ranked[:ROWS_SHOWN], *cut)
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ class Segment:
     notes: tuple[str, ...]
 
     @property
-    def read(self) -> tuple[Level, ...]:
-        """Levels to read, the largest ones; programs read all."""
+    def shown(self) -> tuple[Level, ...]:
+        """Levels for reading, the largest ones; programs read all."""
         by_size = sorted(self.levels, key=lambda one: -one.decisions)
-        largest = {one.level for one in by_size[:LEVELS_READ]}
+        largest = {one.level for one in by_size[:LEVELS_SHOWN]}
         return tuple(one for one in self.levels if one.level in largest)
 
     @property

@@ -1,6 +1,8 @@
 """Base prior plus the data of a report: what is believed of each variant's rate."""
 
-import math
+from collections.abc import Iterator
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.inference.compare import Comparison, compare_means, compare_rates
 from bandolero.policies import BetaState, policy_of
 from bandolero.policies.base import Floats, Ints
-from bandolero.report.counts import Counts
+from bandolero.report.counts import Counts, rate_of
 
 CREDIBILITY = 0.95
 AGAINST_CONTROL = ("probability_beat_control", "lift", "lift_lower", "lift_upper")
@@ -35,10 +37,26 @@ def compared(record: ExperimentRecord, counts: Counts) -> Comparison:
     return _spread(result, arms, len(counts.trials), has_control=has_control)
 
 
-def columns_of(table: Comparison, arm: int) -> dict[str, float | None]:
-    """What is believed of an arm, by the names of a report's columns; None: not known."""
-    values = {name: float(getattr(table, name)[arm]) for name in Comparison._fields}
-    return {name: x if math.isfinite(x) else None for name, x in values.items()}
+def told_of(record: ExperimentRecord, counts: Counts) -> Iterator[dict[str, Any]]:
+    """What is counted and believed of each variant, by the names of a report's columns.
+
+    None where a number is not known.
+    """
+    table = compared(record, counts)
+    for arm, variant in enumerate(record.spec.variants):
+        trials, rewards = int(counts.trials[arm]), float(counts.rewards[arm])
+        believed = {name: float(getattr(table, name)[arm]) for name in table._fields}
+        yield {
+            "variant_id": variant.id,
+            "headline": next(iter(variant.creative.values()), ""),
+            "status": record.variant_states.get(variant.id, "active"),
+            "decisions": int(counts.decisions[arm]),
+            "trials": trials,
+            "impressions": int(counts.impressions[arm]),
+            "rewards": rewards,
+            "rate": rate_of(rewards, trials),
+            **{name: x if isfinite(x) else None for name, x in believed.items()},
+        }
 
 
 def beta_posterior(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Floats]:
@@ -71,6 +89,19 @@ def hits_and_misses(counts: Counts) -> tuple[Floats, Floats]:
         trials = np.fmin(trials, mean * (1.0 - mean) / error**2)
     hits = np.where(trials > 0.0, trials * np.nan_to_num(mean), 0.0)
     return hits, np.nan_to_num(trials) - hits
+
+
+def means_and_trials(counts: Counts) -> tuple[Floats, Floats]:
+    """Mean rewards, and how many trials they rest on, (n_arms,); nan without trials.
+
+    Where a context decided the probabilities both are weighted: see `hits_and_misses`.
+    """
+    if counts.moments is not None:
+        mean, _, trials = _weighted(counts.moments)
+        return mean, trials
+    trials = counts.trials.astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return counts.rewards / trials, trials
 
 
 def mean_posterior(counts: Counts) -> tuple[Floats, Floats]:

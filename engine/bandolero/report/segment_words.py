@@ -8,6 +8,7 @@ from bandolero.report.model import LevelRow, Verdict
 from bandolero.report.verdict import FEW_TRIALS, STANDS_OUT
 from bandolero.report.wording import (
     amount,
+    brief,
     lift,
     lift_interval,
     moment,
@@ -24,6 +25,7 @@ class SegmentFacts(NamedTuple):
     """What there is to say of all levels; see `bandolero.report.model.Segment`.
 
     n_levels: how many are shown. mismatch: whether decisions did not split as logged.
+    sticky: whether trials of a unit are not independent.
     """
 
     field: str
@@ -33,6 +35,7 @@ class SegmentFacts(NamedTuple):
     unseen: Sequence[str]
     interaction: Interaction | None
     mismatch: bool
+    sticky: bool
 
 
 def names_from(n_levels: int) -> float:
@@ -117,7 +120,12 @@ def notes(facts: SegmentFacts) -> Iterator[str]:
         "Levels borrow nothing from each other, and have no sample-ratio check of their "
         "own: that is of all requests."
     )
+    if facts.sticky:
+        yield (
+            "Draws are sticky, and levels take trials for independent: where units come "
+            "back often, levels differ by chance more than is said."
+        )
     if facts.smaller:
         yield f"The {amount(facts.smaller, 'smallest level')} are put together as one."
     if facts.unseen:
-        yield f"Never seen: {names(facts.unseen)}."
+        yield f"Never seen: {names(map(brief, facts.unseen))}."

@@ -27,10 +27,9 @@ from bandolero.report import segment_words as say
 from bandolero.report.counts import Counts, rate_of
 from bandolero.report.model import Level, LevelRow, Segment
 from bandolero.report.posterior import (
-    columns_of,
-    compared,
     hits_and_misses,
-    mean_posterior,
+    means_and_trials,
+    told_of,
 )
 
 COMPARED_MAX = 2_000
@@ -80,22 +79,24 @@ def segment_of(
         Whether all decisions together did not split as logged: no level is read then.
     """
     levels = categorical_fields(record)[given.field]
-    sums = {} if given.rows is None else _sums(record, given.rows, days)
+    sums = {} if given.rows is None else _sums(record, levels, given.rows, days)
     seen = [level for level in levels if level in sums]
-    shown = _largest(sums, seen, max(COMPARED_MAX // len(record.spec.variants), 1))
-    rest = [sums[level] for level in seen if level not in shown]
-    names_from = say.names_from(len(shown))
+    most = max(COMPARED_MAX // len(record.spec.variants), 1)
+    largest = _largest(sums, seen, most)
+    rest = [sums[level] for level in seen if level not in largest]
+    names_from = say.names_from(len(largest))
     found = _interaction(record, [sums[level] for level in seen])
     told = partial(_level, record, mismatch, names_from)
     alone = partial(_level, record, mismatch, say.names_from(1))
     facts = say.SegmentFacts(
         field=given.field,
         watermark_ms=given.watermark_ms,
-        n_levels=len(shown),
+        n_levels=len(largest),
         smaller=len(rest),
         unseen=[level for level in levels if level not in sums],
         interaction=found,
         mismatch=mismatch,
+        sticky=record.spec.allocation.sticky == "unit",
     )
     return Segment(
         field=given.field,
@@ -103,7 +104,7 @@ def segment_of(
         headline=say.headline(facts),
         names_from=names_from,
         interaction=found,
-        levels=tuple(told(level, sums[level]) for level in shown),
+        levels=tuple(told(level, sums[level]) for level in largest),
         smaller=len(rest),
         rest=told(None, np.sum(rest, axis=0)) if rest else None,
         whole=alone(None, np.sum(list(sums.values()), axis=0)) if sums else None,
@@ -112,22 +113,26 @@ def segment_of(
     )
 
 
-def _sums(record: ExperimentRecord, rows: pa.Table, days: Days) -> dict[str, Floats]:
+def _sums(
+    record: ExperimentRecord, levels: Sequence[str], rows: pa.Table, days: Days
+) -> dict[str, Floats]:
     """`MEASURES` of each level that was seen, (len(MEASURES), n_arms)."""
     first, last = days
     if first is not None:
         rows = rows.filter(pc.field("day") >= first)
     if last is not None:
         rows = rows.filter(pc.field("day") <= last)
+    arms = {name: arm for arm, name in enumerate(record.spec.variant_ids)}
+    rows = rows.filter(pc.field("variant_id").isin(list(arms)))
     keys = ["level", "variant_id"]
     added = rows.group_by(keys).aggregate([(name, "sum") for name in MEASURES])
     measured = np.column_stack([added[f"{name}_sum"].to_numpy() for name in MEASURES])
-    arms = {name: arm for arm, name in enumerate(record.spec.variant_ids)}
     sums: dict[str, Floats] = {}
     named = zip(*(added[key].to_pylist() for key in keys), strict=True)
     for (level, variant_id), values in zip(named, measured, strict=True):
-        of_level = sums.setdefault(level, np.zeros((len(MEASURES), len(arms))))
-        of_level[:, arms[variant_id]] = values
+        known = level if level in levels else OTHER  # fields change until the start
+        of_level = sums.setdefault(known, np.zeros((len(MEASURES), len(arms))))
+        of_level[:, arms[variant_id]] += values
     return sums
 
 
@@ -162,7 +167,7 @@ def _level(
     sums: Floats,
 ) -> Level:
     counts = _counts(record, sums)
-    rows = _rows(record, counts)
+    rows = tuple(LevelRow(**told) for told in told_of(record, counts))
     trials, rewards = int(counts.trials.sum()), float(counts.rewards.sum())
     control = record.spec.variant_ids[record.spec.control_arm]
     verdict, headline = say.of_level(rows, control, names_from, mismatch)
@@ -179,25 +184,6 @@ def _level(
     )
 
 
-def _rows(record: ExperimentRecord, counts: Counts) -> tuple[LevelRow, ...]:
-    """One row a variant, in arm order."""
-    table = compared(record, counts)
-    return tuple(
-        LevelRow(
-            variant_id=variant.id,
-            headline=next(iter(variant.creative.values()), ""),
-            status=record.variant_states.get(variant.id, "active"),
-            decisions=int(counts.decisions[arm]),
-            trials=int(counts.trials[arm]),
-            impressions=int(counts.impressions[arm]),
-            rewards=float(counts.rewards[arm]),
-            rate=rate_of(float(counts.rewards[arm]), int(counts.trials[arm])),
-            **columns_of(table, arm),
-        )
-        for arm, variant in enumerate(record.spec.variants)
-    )
-
-
 def _interaction(
     record: ExperimentRecord, sums: Sequence[Floats]
 ) -> Interaction | None:
@@ -211,7 +197,17 @@ def _interaction(
 
 def _logs(record: ExperimentRecord, counts: Counts) -> tuple[Floats, Floats]:
     """Log rates of a level and their variances, (n_arms,) each; nan without trials."""
-    if record.spec.objective.reward != "binary":
-        return log_means(*mean_posterior(counts))
-    logs, variances = log_rates(*hits_and_misses(counts))
+    if record.spec.objective.reward == "binary":
+        logs, variances = log_rates(*hits_and_misses(counts))
+    else:
+        mean, trials = means_and_trials(counts)
+        logs, variances = log_means(mean, trials, _size(counts))
     return np.where(counts.trials > 0, logs, np.nan), variances
+
+
+def _size(counts: Counts) -> float:
+    """What a hit is worth in a level: variance of a trial's reward, over its mean."""
+    trials = np.maximum(counts.trials, 1)
+    spread = counts.rewards_squared - counts.rewards**2 / trials
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(spread.sum() / counts.rewards.sum())

@@ -58,7 +58,7 @@ def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     console.print(Text(_units(report), style="dim"))
     console.print()
     if report.segment is not None:
-        _print_segment(console, report, report.segment)
+        _print_segment(console, report, report.segment, width)
     for table in report.metrics:
         console.print(Text(say.metric_title(report, table), style="bold"))
         console.print(_metric(report, table))
@@ -112,7 +112,10 @@ def _comparison(report: Report, width: int) -> Table:
     """What is believed: a line a variant, its headline cut to what room there is."""
     scale = say.scale_for(report)
     percent = f"{100 * report.credibility:g} %"
-    heads = [_interval_head(report), "P(best)", "P(> control)", "expected loss"]
+    what = f"{percent} interval"
+    if report.by_context:
+        what = f"all requests ({what})"
+    heads = [what, "P(best)", "P(> control)", "expected loss"]
     heads += [f"lift ({percent} interval)"]
     lines = [_belief_cells(report, scale, row) for row in report.ranked]
     table = _table(["variant"], heads)
@@ -126,57 +129,74 @@ def _comparison(report: Report, width: int) -> Table:
     return table
 
 
-def _print_segment(console: Console, report: Report, segment: Segment) -> None:
-    """The levels of a field: a line a variant, then what is to be said of each."""
+def _print_segment(
+    console: Console, report: Report, segment: Segment, width: int
+) -> None:
+    """The levels of a field: whether they differ, a table, and who is named where."""
     console.print(Text(say.segment_title(segment), style="bold"))
     console.print(Text(segment.headline))
     console.print()
     if segment.whole is not None:
-        console.print(_levels(report, segment, segment.whole))
+        console.print(_levels(report, segment, segment.whole, width))
         console.print()
-    for level in segment.read:
-        name = say.level_name(level)
-        console.print(_note(f"{_short(name)}: {level.headline}"))
+    for level in segment.shown:
+        if level.verdict == "best":
+            name = _cut(say.level_name(level), LEVEL_WIDTH)
+            console.print(_note(f"{name}: {level.headline}"))
     for note in segment.notes:
         console.print(_note(note))
     console.print()
 
 
-def _levels(report: Report, segment: Segment, whole: Level) -> Table:
-    """Levels to read, one below the other, and their sum."""
+def _levels(report: Report, segment: Segment, whole: Level, width: int) -> Table:
+    """A line a level, and below it a line a variant; the sum of all levels last."""
     scale = say.scale_for(report)
     percent = f"{100 * report.credibility:g} %"
-    heads = ["trials", "rewards", "rate", _interval_head(report), "P(best)"]
-    table = _table([segment.field, "variant"], [*heads, f"lift ({percent} interval)"])
-    for level in (*segment.read, whole):
+    heads = ["trials", "rate", f"{percent} interval", "P(best)"]
+    if report.by_context:
+        heads[1:3] = [f"weighted ({percent} interval)"]
+    heads += [f"lift ({percent} interval)"]
+    blocks = [
+        (
+            one,
+            [
+                (row, _level_cells(report, scale, row))
+                for row in one.shown(report.control)
+            ],
+        )
+        for one in (*segment.shown, whole)
+    ]
+    lines = [cells for _, rows in blocks for _, cells in rows]
+    columns = zip(heads, *lines, strict=True)
+    taken = sum(max(map(cell_len, column)) + GAP for column in columns)
+    table = _table([segment.field], heads)
+    for level, rows in blocks:
         table.add_section()
-        name = _short(say.level_name(level))
-        for row in level.read(report.control):
-            table.add_row(name, Text(row.variant_id), *_level_cells(report, scale, row))
-            name = ""
-        table.add_row("", Text("all", style="dim"), *_earned(level, scale))
+        name = _cut(say.level_name(level), max(width - taken, NAME_MIN))
+        table.add_row(Text(name, style="bold"), *_level_sums(report, scale, level))
+        for row, cells in rows:
+            table.add_row(Text(f"  {row.variant_id}"), *cells)
     return table
 
 
+def _level_sums(report: Report, scale: Scale, level: Level) -> list[str]:
+    """The first cells of a level's line; what is weighted has no sum."""
+    rate = [] if report.by_context else [scale.cell(level.rate)]
+    return [say.count(level.trials), *rate]
+
+
 def _level_cells(report: Report, scale: Scale, row: LevelRow) -> list[str]:
-    """Cells of one line, in the order of the heads."""
+    """Cells of a variant's line, in the order of the heads."""
     interval, chance, _, _, lift = _belief_cells(report, scale, row)
-    return [*_earned(row, scale), interval, chance, lift]
+    rate = [] if report.by_context else [scale.cell(row.rate)]
+    return [say.count(row.trials), *rate, interval, chance, lift]
 
 
-def _earned(row: Level | LevelRow, scale: Scale) -> list[str]:
-    return [say.count(row.trials), say.count(row.rewards), scale.cell(row.rate)]
-
-
-def _short(name: str) -> str:
+def _cut(name: str, room: int) -> str:
     """A level's name without what could drive a terminal, cut to its room."""
-    text = _printable(name)
-    return text if len(text) <= LEVEL_WIDTH else f"{text[: LEVEL_WIDTH - 1]}…"
-
-
-def _interval_head(report: Report) -> str:
-    what = f"{100 * report.credibility:g} % interval"
-    return f"all requests ({what})" if report.by_context else what
+    text = Text(_printable(name))
+    text.truncate(room, overflow="ellipsis")
+    return text.plain
 
 
 def _metric(report: Report, metric: MetricTable) -> Table:
@@ -245,7 +265,7 @@ def _name(report: Report, row: VariantRow) -> Text:
 def _note(note: str) -> Table:
     """A note with a hanging indent."""
     table = Table.grid(padding=(0, 1))
-    table.add_row("·", Text(note))
+    table.add_row("·", Text(_printable(note)))
     return table
 
 

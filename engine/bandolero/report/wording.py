@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bandolero.inference.sample_ratio import P_VALUE_MIN
 from bandolero.report.model import (
-    ROWS_READ,
+    ROWS_SHOWN,
     Level,
     MetricTable,
     Report,
@@ -128,11 +128,11 @@ def segment_title(segment: Segment) -> str:
     parts = [f"by {segment.field}"]
     if (seen := len(segment.levels) + segment.smaller) > 0:
         parts.append(amount(seen, "level"))
-    if (shown := len(segment.read)) < seen:
+    if (shown := len(segment.shown)) < seen:
         parts.append(f"the {shown} largest of them")
     n_variants = len(segment.whole.variants) if segment.whole is not None else 0
-    if n_variants > ROWS_READ:
-        parts.append(f"the first {ROWS_READ} of {n_variants} variants")
+    if n_variants > ROWS_SHOWN:
+        parts.append(f"the first {ROWS_SHOWN} of {n_variants} variants")
     if segment.watermark_ms is not None:
         parts.append(f"as of the refresh up to {moment(segment.watermark_ms)}")
     return " · ".join(parts)
@@ -140,7 +140,18 @@ def segment_title(segment: Segment) -> str:
 
 def level_name(level: Level) -> str:
     """A level's own name; that of the whole where it is no single one."""
-    return "all levels" if level.level is None else level.level or "(empty)"
+    return "all levels" if level.level is None else brief(level.level)
+
+
+def brief(text: str, most: int = 60) -> str:
+    """A level as text to read: long ones are cut, an empty one is told.
+
+    Examples
+    --------
+    >>> brief("mobile"), brief(""), brief("mobile", 4)
+    ('mobile', '(empty)', 'mob…')
+    """
+    return (text if len(text) <= most else f"{text[: most - 1]}…") or "(empty)"
 
 
 def probability(value: float | None) -> str:
