@@ -22,7 +22,7 @@ from benchmarks._lakes import START_MS, write_lake
 from benchmarks._machine import print_header, print_row
 
 from bandolero.evaluate import Situations, Trials, evaluate
-from bandolero.evaluate.reading import read_logged
+from bandolero.evaluate.reading import Asked, read_logged
 
 Floats = NDArray[np.float64]
 LOGGED = np.array([0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.03, 0.02])
@@ -94,7 +94,9 @@ def print_read(n: int) -> None:
     with tempfile.TemporaryDirectory(prefix="bandolero-bench-") as folder:
         made = write_lake(folder, n, LAKE_FILES)
         now_ms = START_MS + 10**9
-        told = timed(lambda: read_logged(made.records[0], made.lake, now_ms, now_ms))
+        told = timed(
+            lambda: read_logged(made.records[0], made.lake, Asked(now_ms, now_ms))
+        )
         print_row(f"one experiment of {len(made.records)} in a lake of {n:,}", told)
 
 

@@ -109,8 +109,11 @@ def snapshot_vectors(record: ExperimentRecord, lake: Lake) -> dict[int, np.ndarr
 def of_experiment(
     record: ExperimentRecord, lake: Lake, table: str
 ) -> tuple[pa.Table, list[BadFile]]:
-    """Rows of a table that are this experiment's, in log order."""
-    rows, bad = lake.read(table)
+    """Rows that the service logged of an experiment, in log order.
+
+    What was ingested no live fold has seen: corrections bring it.
+    """
+    rows, bad = lake.read_log(table)
     mine = pc.and_(
         pc.equal(rows["tenant_id"], record.tenant),
         pc.equal(rows["experiment_id"], record.experiment_id),

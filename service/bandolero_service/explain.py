@@ -91,7 +91,7 @@ def _find(store: Store, lake: Lake, decoded: DecisionId, decision_id: str) -> pa
         mine = rows.filter(pc.equal(rows["decision_id"], decision_id))
         if mine.num_rows:
             return mine
-    rows, _ = lake.read("decisions", from_ms=start)
+    rows, _ = lake.read_log("decisions", from_ms=start)
     return rows.filter(pc.equal(rows["decision_id"], decision_id))
 
 

@@ -200,6 +200,7 @@ def _summary(found: Found, dry_run: bool, seconds: float) -> dict[str, Any]:
         "decisions": refreshed.decisions,
         "events": refreshed.events,
         "settled": refreshed.settled,
+        "repeated": refreshed.repeated,
         "late_events": refreshed.late_events,
         "corrected_experiments": {
             f"{c.tenant_id}/{c.experiment_id}": c.changes for c in changed
@@ -226,9 +227,10 @@ def _told(refit: "Refit") -> dict[str, Any]:
 
 
 def _lines(told: dict[str, Any]) -> Iterator[str]:
+    repeats = f" ({told['repeated']:,} are repeats)" if told["repeated"] else ""
     yield (
         f"refresh up to {told['watermark']}: {told['settled']:,} decisions settled of"
-        f" {told['decisions']:,}, {told['events']:,} events, {told['late_events']:,} late,"
+        f" {told['decisions']:,}{repeats}, {told['events']:,} events, {told['late_events']:,} late,"
         f" {len(told['corrected_experiments'])} experiments corrected,"
         f" {sum(told['corrected_decisions'].values()):,} decisions told otherwise,"
         f" {len(told['bad_files'])} bad files, {told['seconds']:.1f} s"

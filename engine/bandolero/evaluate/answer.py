@@ -14,7 +14,12 @@ import pyarrow as pa
 
 from bandolero.evaluate.evaluation import Evaluation, evaluate
 from bandolero.evaluate.intervals import Floats, Ints
-from bandolero.evaluate.reading import Logged, NothingLoggedError, read_logged
+from bandolero.evaluate.reading import (
+    Asked,
+    Logged,
+    NothingLoggedError,
+    read_logged,
+)
 from bandolero.evaluate.targets import (
     TargetError,
     learned_snapshot,
@@ -128,8 +133,8 @@ def evaluate_experiment(
     """
     end_ms = now_ms if to_ms is None else to_ms
     plan = _plan(record, lake, target)
-    texts = _texts(record.spec, target)
-    logged = read_logged(record, lake, end_ms, now_ms, texts, progress)
+    asked = Asked(end_ms, now_ms, _texts(record.spec, target))
+    logged = read_logged(record, lake, asked, progress)
     begin_ms = _begin(plan, logged, from_ms)
     before, after = _split(logged, begin_ms)
     n_learned = len(before.rows) if isinstance(plan, Experiment) else 0

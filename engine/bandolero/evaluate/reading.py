@@ -2,24 +2,33 @@
 
 Files are read one after the other and settled (`bandolero.settle`) in batches; what is
 kept of a decision is a row of numbers, and its context where the experiment has one.
+Repeats of a decision are left out, as the refresh leaves them out (`lake.repeats`).
 Decisions that the service logged are cut at the lake's watermark, ingested ones at the
 time of asking: their files are all there is of them. Fallback decisions have no
 propensity and are left out.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bandolero.evaluate.intervals import Ints
 from bandolero.evaluate.trials import Bools
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK, arms_of
-from bandolero.lake.catalog import INGESTED, BadFile, Commit, Lake
+from bandolero.lake.catalog import BadFile, Lake
+from bandolero.lake.engines import open_engine
+from bandolero.lake.listing import Listing, checked_files, undisturbed
+from bandolero.lake.repeats import repeats
+from bandolero.log import DECISIONS_TABLE
 from bandolero.replay import of_experiment
 from bandolero.settle import Settled, closes_ms, settle
 from bandolero.snapshot import snapshot_from_bytes
@@ -45,6 +54,22 @@ TEXTS = ("context", "unit", "decision_id")
 _BY_SNAPSHOT = "#"
 """Begins the name of a set that a decision does not spell out, before its snapshot's
 version; no variant's id begins so."""
+
+
+class Asked(NamedTuple):
+    """Which trials are asked for, and what of them.
+
+    to_ms
+        Decisions made before.
+    now_ms
+        The time of asking.
+    texts
+        Columns of text that are wanted; the others are null, and cost nothing.
+    """
+
+    to_ms: int
+    now_ms: int
+    texts: Collection[str] = TEXTS
 
 
 class Sets(NamedTuple):
@@ -90,37 +115,44 @@ class NothingLoggedError(LookupError):
 def read_logged(
     record: ExperimentRecord,
     lake: Lake,
-    to_ms: int,
-    now_ms: int,
-    texts: Collection[str] = TEXTS,
+    asked: Asked,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Logged:
-    """All trials of an experiment that were decided before `to_ms`.
-
-    Parameters
-    ----------
-    now_ms
-        The time of asking.
-    texts
-        Columns of text that are wanted; the others are null, and cost nothing.
+    """The trials of an experiment that are asked for.
 
     Raises
     ------
     NothingLoggedError
         When there are none.
     """
+    with TemporaryDirectory(prefix="bandolero-lake-") as folder:
+        read = partial(_read, record, lake, asked, Path(folder), progress)
+        return undisturbed(lake, read, progress)
+
+
+def _read(
+    record: ExperimentRecord,
+    lake: Lake,
+    asked: Asked,
+    copies: Path,
+    progress: Callable[[str], None],
+) -> Logged:
+    """What is listed now; fails where a file is written anew meanwhile."""
+    progress("checking files")
+    files = checked_files(lake, "decisions", copies)
+    again = _repeats(files)
     progress("reading events")
     events, bad = lake.read("events")
     events = events.filter(pc.equal(events["tenant_id"], record.tenant))
     watermark_ms, set_names = lake.watermark_ms(), _Numbers()
     parts: list[pa.Table] = []
     pending = 0
-    for is_ingested, rows in _batches(record, lake, to_ms, bad):
+    for is_ingested, rows in _batches(record, files, again, asked.to_ms):
         progress(f"settling decisions, {sum(map(len, parts)):,} so far")
-        cut = now_ms if is_ingested else watermark_ms
+        cut = asked.now_ms if is_ingested else watermark_ms
         settled = settle(rows, events, record.spec.objective, cut)
         pending += len(rows) - len(settled.row)
-        parts.append(_trials(record, rows, settled, set_names, texts))
+        parts.append(_trials(record, rows, settled, set_names, asked.texts))
     if not any(map(len, parts)):
         message = f"{record.experiment_id} has no closed decision in the lake yet."
         raise NothingLoggedError(message)
@@ -129,36 +161,46 @@ def read_logged(
     at = rows.column_names.index("set_of")
     numbers = pa.array(number[rows["set_of"].to_numpy()])
     rows = rows.set_column(at, "set_of", numbers)
-    return Logged(rows, sets, pending, tuple(bad))
+    return Logged(rows, sets, pending, (*files.bad, *bad))
+
+
+def _repeats(files: Listing) -> dict[str, Ints]:
+    """Places of repeats, by the path of their file."""
+    if not files.ingested:
+        return {}
+    with open_engine() as engine:
+        live, ingested = (
+            engine.read(paths, DECISIONS_TABLE)
+            for paths in (files.live, files.ingested)
+        )
+        again = repeats(engine, live, ingested)
+        by_file = again.group_by("file").aggregate(places=again.place.collect())
+        rows = engine.to_arrow(by_file).to_pylist()
+    return {row["file"]: np.array(row["places"], np.int64) for row in rows}
 
 
 def _batches(
-    record: ExperimentRecord, lake: Lake, to_ms: int, bad: list[BadFile]
+    record: ExperimentRecord, files: Listing, again: dict[str, Ints], to_ms: int
 ) -> Iterator[tuple[bool, pa.Table]]:
-    """(whether ingested, decisions of the experiment); what cannot be read joins `bad`."""
-    held: dict[bool, list[pa.Table]] = {True: [], False: []}
-    for commit, read in lake.read_each("decisions"):
-        if isinstance(read, BadFile):
-            bad.append(read)
-            continue
-        mine = _mine(record, read, to_ms)
-        is_ingested = _is_ingested(commit)
-        held[is_ingested].append(mine)
-        if sum(map(len, held[is_ingested])) >= BATCH_ROWS:
-            yield is_ingested, pa.concat_tables(held.pop(is_ingested))
-            held[is_ingested] = []
-    for is_ingested, tables in held.items():
-        if any(map(len, tables)):
-            yield is_ingested, pa.concat_tables(tables)
-
-
-def _is_ingested(commit: Commit) -> bool:
-    return commit.shard.startswith(INGESTED)
+    """(whether ingested, decisions of the experiment), many at once."""
+    for is_ingested, paths in ((False, files.live), (True, files.ingested)):
+        held: list[pa.Table] = []
+        for path in paths:
+            rows = pq.read_table(path, columns=list(COLUMNS), partitioning=None)
+            if path in again:
+                counts = np.ones(len(rows), np.bool_)
+                counts[again[path]] = False
+                rows = rows.filter(pa.array(counts))
+            held.append(_mine(record, rows, to_ms))
+            if sum(map(len, held)) >= BATCH_ROWS:
+                yield is_ingested, pa.concat_tables(held)
+                held = []
+        if any(map(len, held)):
+            yield is_ingested, pa.concat_tables(held)
 
 
 def _mine(record: ExperimentRecord, rows: pa.Table, to_ms: int) -> pa.Table:
     """Decisions of the experiment that were drawn with a propensity, before `to_ms`."""
-    rows = rows.select(COLUMNS)
     keep = pc.and_(
         pc.equal(rows["tenant_id"], record.tenant),
         pc.equal(rows["experiment_id"], record.experiment_id),

@@ -85,6 +85,11 @@ class LakeFile(NamedTuple):
     bytes: int
     blake2b: str
 
+    @property
+    def is_ingested(self) -> bool:
+        """Whether it holds another system's rows."""
+        return self.path.rpartition("/")[2].startswith(INGESTED)
+
 
 Writers = Mapping[str, Mapping[str, int]]
 """By stream and writer, the number of the last block it appended."""
@@ -113,6 +118,11 @@ class Commit(NamedTuple):
         """The path of its entry in the manifest."""
         end_ms = self.until_ms if self.merged else None
         return entry_of(self.shard, self.after_ms, end_ms)
+
+    @property
+    def is_ingested(self) -> bool:
+        """Whether it is of another system's file."""
+        return self.shard.startswith(INGESTED)
 
 
 class BadFile(NamedTuple):
@@ -149,7 +159,7 @@ class Lake(Storage):
         """The number of shards, as far as the lake knows; 0 for a new one."""
         if self.exists(LAYOUT):
             return int(json.loads(self.read_bytes(LAYOUT))["shards"])
-        live = [c.shard for c in self.commits() if not c.shard.startswith(INGESTED)]
+        live = [c.shard for c in self.commits() if not c.is_ingested]
         return max((int(shard[1:]) + 1 for shard in live), default=0)
 
     def commit(
@@ -254,7 +264,7 @@ class Lake(Storage):
         """Log time up to which the lake is complete on every live shard."""
         latest: dict[str, int] = {}
         for commit in self.commits():
-            if not commit.shard.startswith(INGESTED):
+            if not commit.is_ingested:
                 seen = latest.get(commit.shard, 0)
                 latest[commit.shard] = max(seen, commit.until_ms)
         return min(latest.values(), default=0)
@@ -282,16 +292,14 @@ class Lake(Storage):
         """
         return self._read_files(table, self.files(table, from_ms, to_ms))
 
+    def read_log(self, table: str, from_ms: int = 0) -> tuple[pa.Table, list[BadFile]]:
+        """As `read`, but only what the service has logged, nothing that was ingested."""
+        files = self.files(table, from_ms)
+        return self._read_files(table, [f for f in files if not f.is_ingested])
+
     def read_commit(self, commit: Commit, table: str) -> tuple[pa.Table, list[BadFile]]:
         """Rows of a table that one commit brought, as `read` gives them."""
         return self._read_files(table, [f for f in commit.files if f.table == table])
-
-    def read_each(self, table: str) -> Iterator[tuple[Commit, pa.Table | BadFile]]:
-        """Rows of a table file by file, as they were written, with their commit."""
-        for commit in self.commits():
-            for file in commit.files:
-                if file.table == table:
-                    yield commit, self._read_or_quarantine(file)
 
     def rewrite(self, commit: Commit, anew: Mapping[LakeFile, pa.Table]) -> None:
         """Put rows in the place of some files of a commit, all or none, and delete those.

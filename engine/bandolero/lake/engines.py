@@ -200,7 +200,8 @@ class Spark:
 
     def keep(self, expr: ir.Table) -> ir.Table:
         """As `Engine.keep`."""
-        return self._named(self._frame(expr).persist())
+        # Not `persist`: each plan over it would be told with all that came before, twice.
+        return self._named(self._frame(expr).localCheckpoint())
 
     def text_of(self, texts: ir.StringValue, field: str) -> ir.StringValue:
         """As `Engine.text_of`."""

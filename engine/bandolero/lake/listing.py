@@ -6,17 +6,21 @@ quarantined and told. A lake that is not local is copied while it is hashed.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bandolero.lake.catalog import INGESTED, TABLES, BadFile, Lake, LakeFile
+from bandolero.lake.catalog import TABLES, BadFile, Lake, LakeFile
 
 CHUNK_BYTES = 1 << 20
+Read = TypeVar("Read")
+TRIES = 3
+"""An erasure that writes files anew makes who reads them begin again, so often at most."""
 
 
 class Listing(NamedTuple):
@@ -54,11 +58,25 @@ def checked_files(lake: Lake, table: str, copies: Path) -> Listing:
             lake.quarantine(file, path.reason)
             listing.bad.append(path)
             continue
-        name = file.path.rpartition("/")[2]
-        mine = listing.ingested if name.startswith(INGESTED) else listing.live
+        mine = listing.ingested if file.is_ingested else listing.live
         mine.append(path)
         listing = listing._replace(n_rows=listing.n_rows + file.rows)
     return listing
+
+
+def undisturbed(
+    lake: Lake, read: Callable[[], Read], progress: Callable[[str], None]
+) -> Read:
+    """What reading decisions gives; from the start where files were written anew."""
+    for _ in range(TRIES - 1):
+        listed = lake.files("decisions")
+        try:
+            return read()
+        except Exception:
+            if lake.files("decisions") == listed:
+                raise
+            progress("files were written anew meanwhile")
+    return read()
 
 
 def _checked(lake: Lake, file: LakeFile, copies: Path) -> str | BadFile:

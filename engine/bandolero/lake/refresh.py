@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import Correction
-from bandolero.lake.catalog import INGESTED, BadFile, Lake
+from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.corrections import AUDIT_TABLE, audit_of, corrections_of
 from bandolero.lake.engines import Engine, open_engine
-from bandolero.lake.listing import Listing, checked_files
+from bandolero.lake.listing import Listing, checked_files, undisturbed
 from bandolero.lake.measures import in_order
 from bandolero.lake.metric_sums import metric_sums
+from bandolero.lake.repeats import PLACE, repeats
 from bandolero.lake.rollups import roll_up
 from bandolero.lake.settling import (
     DECISION,
@@ -40,8 +41,6 @@ from bandolero.metric import MetricSums
 from bandolero.settle import GRACE_MS
 
 Progress = Callable[[str], None]
-TRIES = 3
-"""An erasure that writes files anew makes a refresh begin again, so many times at most."""
 READ = (
     *DECISION,
     "experiment_id",
@@ -60,6 +59,8 @@ READ = (
 class Refreshed(NamedTuple):
     """All a refresh found.
 
+    decisions, events: rows read. settled: decisions that closed by the watermark.
+    repeated: rows of a decision that is counted already (`lake.repeats`).
     rollups, segments: rows of `ROLLUPS_TABLE` and `SEGMENTS_TABLE` of `lake.rollups`.
     audit: of `AUDIT_TABLE` of `lake.corrections`. metrics: by tenant and experiment.
     """
@@ -68,6 +69,7 @@ class Refreshed(NamedTuple):
     decisions: int
     events: int
     settled: int
+    repeated: int
     late_events: int
     corrections: list[Correction]
     rollups: pa.Table
@@ -104,15 +106,7 @@ def refresh(
     if until_ms is not None:
         watermark_ms = min(watermark_ms, until_ms)
     night = partial(_night, lake, records, watermark_ms, progress, rules, engine)
-    for _ in range(TRIES - 1):
-        listed = lake.files("decisions")
-        try:
-            return night()
-        except Exception:
-            if lake.files("decisions") == listed:
-                raise
-            progress("files were written anew meanwhile")
-    return night()
+    return undisturbed(lake, night, progress)
 
 
 def _night(
@@ -129,7 +123,9 @@ def _night(
         made, told = (
             checked_files(lake, t, Path(folder)) for t in ("decisions", "events")
         )
-        decisions = _rows(engine, made, DECISIONS_TABLE).select(*READ, "is_live")
+        progress("looking for repeats")
+        rows, repeated = _each_once(engine, made)
+        decisions = rows.select(*READ, "is_live")
         events = _rows(engine, told, EVENTS_TABLE)
         asked = engine.table(objectives_of(records))
         closed = closed_decisions(decisions, asked, watermark_ms)
@@ -152,6 +148,7 @@ def _night(
         decisions=made.n_rows,
         events=told.n_rows,
         settled=_sum(rolled.rollups, "decisions"),
+        repeated=repeated,
         late_events=_sum(late, "n"),
         corrections=corrections,
         rollups=rolled.rollups,
@@ -180,10 +177,20 @@ def _settled(
 def _watermark_ms(lake: Lake, records: Sequence[ExperimentRecord]) -> int:
     """Up to where nothing is missing; of ingested files alone, nothing ever is."""
     commits = lake.commits()
-    if not commits or any(not c.shard.startswith(INGESTED) for c in commits):
+    if not commits or any(not c.is_ingested for c in commits):
         return lake.watermark_ms()
     windows = (record.spec.objective.window_ms for record in records)
     return max(c.until_ms for c in commits) + max(windows, default=0) + GRACE_MS + 1
+
+
+def _each_once(engine: Engine, files: Listing) -> tuple[ir.Table, int]:
+    """Decisions as `_rows` gives them, each once; and how many rows are repeats."""
+    rows = _rows(engine, files, DECISIONS_TABLE)
+    if not files.ingested:
+        return rows, 0
+    again = repeats(engine, rows.filter(rows.is_live), rows.filter(~rows.is_live))
+    n = _sum(engine.to_arrow(again.aggregate(n=again.count())), "n")
+    return (rows.anti_join(again, PLACE) if n else rows), n
 
 
 def _rows(engine: Engine, files: Listing, schema: pa.Schema) -> ir.Table:

@@ -18,7 +18,7 @@ from bandolero.settle import CORRECTIONS, GRACE_MS, LOST_AFTER_MS
 DECISION = ("tenant_id", "decision_id")
 EXPERIMENT = ("tenant_id", "experiment_id")
 MICROS = 1_000_000
-_IN_LOG_ORDER = ("log_ms", "sequence", "file", "place")
+IN_LOG_ORDER = ("log_ms", "sequence", "file", "place")
 """Time, block, then the place in it; a file only where ingested rows have equal times."""
 _LATE = ("n_late", "late_retracts", "late_refunds")
 
@@ -121,6 +121,11 @@ def settle_twice(
     )
 
 
+def sequence_of(rows: ir.Table) -> ir.IntegerValue:
+    """The number of each row's block within its millisecond of log time."""
+    return rows.log_id.split("-")[1].cast("int64")
+
+
 def _without_keys(joined: ir.Table) -> ir.Table:
     """Without the right side's copies of the keys."""
     return joined.drop(*(f"{name}_right" for name in DECISION))
@@ -143,7 +148,7 @@ def _seen(closed: ir.Table, events: ir.Table, cut_ms: int) -> ir.Table:
         *DECISION,
         *("event_id", "type", "value_micros", "retracts", "at_ms", "log_ms"),
         *("is_live", "file", "place"),
-        sequence=events.log_id.split("-")[1].cast("int64"),
+        sequence=sequence_of(events),
     )
     seen = told.inner_join(asked, DECISION)
     return seen.mutate(in_time=seen.is_live & (seen.log_ms < seen.live_cut_ms))
@@ -151,7 +156,7 @@ def _seen(closed: ir.Table, events: ir.Table, cut_ms: int) -> ir.Table:
 
 def _counted(seen: ir.Table) -> ir.Table:
     """Events that count: the first of each id, not taken back, in the window."""
-    by_id = ibis.window(group_by=[*DECISION, "event_id"], order_by=_IN_LOG_ORDER)
+    by_id = ibis.window(group_by=[*DECISION, "event_id"], order_by=IN_LOG_ORDER)
     first = seen.mutate(order=ibis.row_number().over(by_id))
     first = first.filter(first.order == 0)
     retracts = first.filter(first.type == "retract").select(
@@ -166,7 +171,7 @@ def _earned(counted: ir.Table, repeat_ms: int) -> ir.Table:
     """Sums over the events of each decision."""
     click = counted.type == "click"
     by_kind = ibis.window(
-        group_by=[*DECISION, "type"], order_by=["at_ms", *_IN_LOG_ORDER]
+        group_by=[*DECISION, "type"], order_by=["at_ms", *IN_LOG_ORDER]
     )
     gap_ms = counted.at_ms - counted.at_ms.lag().over(by_kind)
     told = counted.mutate(is_repeat=(click & (gap_ms < repeat_ms)).fill_null(False))
