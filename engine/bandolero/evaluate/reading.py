@@ -25,9 +25,7 @@ from bandolero.evaluate.trials import Bools
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK, arms_of
 from bandolero.lake.catalog import BadFile, Lake
-from bandolero.lake.engines import open_engine
 from bandolero.lake.listing import Listing, checked_files, undisturbed
-from bandolero.lake.repeats import repeats
 from bandolero.log import DECISIONS_TABLE
 from bandolero.replay import of_experiment
 from bandolero.settle import Settled, closes_ms, settle
@@ -168,6 +166,10 @@ def _repeats(files: Listing) -> dict[str, Ints]:
     """Places of repeats, by the path of their file."""
     if not files.ingested:
         return {}
+    # Here, so that who evaluates without a lake needs no query engine.
+    from bandolero.lake.engines import open_engine
+    from bandolero.lake.repeats import repeats
+
     with open_engine() as engine:
         live, ingested = (
             engine.read(paths, DECISIONS_TABLE)
