@@ -17,6 +17,7 @@ from bandolero_service.erasures import SLACK_MS, ask, state_of, work_off
 from bandolero_service.ids import Signer
 from bandolero_service.ingesting import BusyError, pseudonyms
 from bandolero_service.ingesting import ingest as ingest_hidden
+from bandolero_service.lease import Lease, LeaseLostError
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from ingest_files import FOREVER_MS, NOW_MS, export, quarantined, shown, take_in
@@ -145,11 +146,10 @@ def test_a_unit_of_two_tenants_has_two_pseudonyms() -> None:
 
 
 @needs_server
-def test_a_long_ingest_keeps_its_lease(
+def test_an_ingest_that_lost_its_lease_ends(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is renewed from part to part; where another has it by now, nothing is taken in."""
-    monkeypatch.setattr("bandolero_service.ingesting.RENEW_S", 0.0)
+    """It looks from part to part; where another has it by now, nothing is taken in."""
     lake = Lake(tmp_path / "lake")
     path = export(tmp_path / "a.parquet", [shown()])
     terms = Terms(now_ms=NOW_MS)
@@ -158,13 +158,11 @@ def test_a_long_ingest_keeps_its_lease(
     def tell(*progress: Any) -> None:
         told.append(progress)
 
-    keep = store.keep
-
-    def stolen(where: str, owner: str, ms: int) -> bool:
-        return keep(where, owner, ms) and ms == 0
+    def lost(_: Lease) -> None:
+        raise LeaseLostError
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "keep", stolen)
+        patch.setattr(Lease, "still", lost)
         with pytest.raises(BusyError, match="another took the lease"):
             ingest_hidden(store, b"root", lake, "decisions", [path], terms)
     assert list(lake.paths("decisions", "")) == []

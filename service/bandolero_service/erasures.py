@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
-from secrets import token_hex
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -25,10 +24,10 @@ from bandolero.settle import GRACE_MS
 from bandolero_service import keys
 from bandolero_service.audit import Act, Author
 from bandolero_service.errors import ApiError
+from bandolero_service.lease import leased
 from bandolero_service.settings import Settings
 from bandolero_service.store import (
     NO_POSITION,
-    FencedError,
     Store,
     StoreDownError,
     name_of,
@@ -197,19 +196,19 @@ def _alone(
 
     None while they are compacted or, where shard 0 stands for them, files are taken in.
     """
-    owner = token_hex(8)
-    rewriting = keys.rewriting(shard), owner, keys.REWRITE_LEASE_MS
-    ingest = keys.INGEST_LEASE, owner, keys.INGEST_LEASE_MS
-
-    def mine() -> None:
-        still()
-        if not store.keep(*rewriting):
-            raise FencedError("another is rewriting the shard's files.")
-
-    leases = [rewriting, ingest] if shard == 0 else [rewriting]
+    wanted = [(keys.rewriting(shard), keys.REWRITE_LEASE_MS)]
+    if shard == 0:
+        wanted.append((keys.INGEST_LEASE, keys.WORK_LEASE_MS))
     with ExitStack() as held:
-        is_mine = all(held.enter_context(store.alone(*lease)) for lease in leases)
-        yield mine if is_mine else None
+        asked = [held.enter_context(leased(store, *one)) for one in wanted]
+        leases = [lease for lease in asked if lease is not None]
+
+        def mine() -> None:
+            still()
+            for lease in leases:
+                lease.sure()
+
+        yield mine if len(leases) == len(wanted) else None
 
 
 def _clear_lake(

@@ -5,11 +5,10 @@ is asked to be erased meanwhile waits, and finds the file listed or nothing of i
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from secrets import token_hex
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,12 +30,11 @@ from bandolero.lake.sources import sources_of
 from bandolero_service import keys
 from bandolero_service.erasures import all_erasures
 from bandolero_service.ids import Signer
+from bandolero_service.lease import Lease, LeaseLostError, leased
 from bandolero_service.store import Store
 
 WAIT_S = 30.0
 """An erasure, or another file, is done sooner as a rule."""
-RENEW_S = 60.0
-"""A large file takes longer than the lease."""
 
 
 class BusyError(RuntimeError):
@@ -62,12 +60,12 @@ def ingest(
     files: list[IngestedFile] = []
     with Reader() as reader:
         for source in sources_of(paths, lake):
-            with _turn(store) as still:
+            with _turn(store) as lease:
 
                 def told(
-                    name: str, rows: int, share: float, still: Still = still
+                    name: str, rows: int, share: float, lease: Lease = lease
                 ) -> None:
-                    still()
+                    lease.still()
                     progress(name, rows, share)
 
                 hide = _conceal(store, root)
@@ -85,37 +83,22 @@ def known_experiments(store: Store) -> Known:
     }
 
 
-Still = Callable[[], None]
-"""Keeps the lease; raises where it is lost."""
-
-
 @contextmanager
-def _turn(store: Store) -> Iterator[Still]:
-    """Wait for the lease, and hold it; what is given keeps it for a long file."""
-    deadline, owner = time.monotonic() + WAIT_S, token_hex(8)
-    lease = keys.INGEST_LEASE, owner, keys.INGEST_LEASE_MS
+def _turn(store: Store) -> Iterator[Lease]:
+    """Wait for the lease, and hold it."""
+    deadline = time.monotonic() + WAIT_S
     while True:
-        with store.alone(*lease) as is_held:
-            if is_held:
-                yield _keeper(store, owner)
+        with leased(store, keys.INGEST_LEASE, keys.WORK_LEASE_MS) as lease:
+            if lease is not None:
+                try:
+                    yield lease
+                except LeaseLostError:
+                    message = "another took the lease for ingesting: try again."
+                    raise BusyError(message) from None
                 return
         if time.monotonic() > deadline:
             raise BusyError("another ingest, or an erasure, is at work: try again.")
         time.sleep(0.1)
-
-
-def _keeper(store: Store, owner: str) -> Still:
-    renewed = time.monotonic()
-
-    def still() -> None:
-        nonlocal renewed
-        if time.monotonic() < renewed + RENEW_S:
-            return
-        if not store.keep(keys.INGEST_LEASE, owner, keys.INGEST_LEASE_MS):
-            raise BusyError("another took the lease for ingesting: try again.")
-        renewed = time.monotonic()
-
-    return still
 
 
 def _conceal(store: Store, root: bytes) -> Conceal:

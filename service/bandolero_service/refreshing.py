@@ -6,7 +6,6 @@ and the command's exit code says that somebody should look. Last, the lake is co
 """
 
 import json
-import os
 import secrets
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from bandolero_service.commands import (
     _say,
     _steps,
 )
+from bandolero_service.lease import Lease, LeaseLostError, leased
 from bandolero_service.reporting import epochs_of
 from bandolero_service.store import Store, StoreDownError, name_of
 
@@ -79,10 +79,9 @@ def refresh(
     except ValueError as error:
         raise UsageError(str(error)) from None
     until_ms = None if until is None else _iso_ms("until", until)
-    owner = f"{os.getpid()}-{secrets.token_hex(6)}"
-    lease = keys.REFRESH_LEASE, owner, keys.REFRESH_LEASE_MS
-    with place.store() as store, store.alone(*lease) as held, _steps() as step:
-        if not held:
+    where = keys.REFRESH_LEASE, keys.WORK_LEASE_MS
+    with place.store() as store, leased(store, *where) as lease, _steps() as step:
+        if lease is None:
             raise CommandError("another refresh is running; one at a time.")
         began = time.monotonic()
         records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
@@ -91,6 +90,7 @@ def refresh(
         compacted = None
         if not dry_run:
             step("publishing")
+            _sure(lease)
             _publish(store, place.author(store), lake, found)
             compacted = _compacted(store, lake, found.refreshed.watermark_ms, step)
     told = _summary(found, dry_run, time.monotonic() - began)
@@ -100,6 +100,15 @@ def refresh(
     for line in _lines(told):
         _say(line)
     return not found.is_blocked
+
+
+def _sure(lease: Lease) -> None:
+    """Go on if nobody can have begun another night meanwhile."""
+    try:
+        lease.sure()
+    except LeaseLostError:
+        message = "another refresh may have begun meanwhile; nothing was published."
+        raise CommandError(message) from None
 
 
 def _computed(

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 from limits import RateLimitItem
@@ -377,7 +377,8 @@ class Store:
         try:
             yield held
         finally:
-            self.keep(where, owner, 0)
+            with suppress(StoreDownError):  # then it lapses
+                self.keep(where, owner, 0)
 
     def keep(self, where: str, owner: str, ms: int) -> bool:
         """Hold a lease for so long from now, or give it up at 0; False if not ours."""
