@@ -159,8 +159,8 @@ class Lake(Storage):
         """The number of shards, as far as the lake knows; 0 for a new one."""
         if self.exists(LAYOUT):
             return int(json.loads(self.read_bytes(LAYOUT))["shards"])
-        live = [c.shard for c in self.commits() if not c.is_ingested]
-        return max((int(shard[1:]) + 1 for shard in live), default=0)
+        live = (int(c.shard[1:]) for c in self.commits() if not c.is_ingested)
+        return max(live, default=-1) + 1
 
     def commit(
         self,
@@ -262,11 +262,8 @@ class Lake(Storage):
 
     def watermark_ms(self) -> int:
         """Log time up to which the lake is complete on every live shard."""
-        latest: dict[str, int] = {}
-        for commit in self.commits():
-            if not commit.is_ingested:
-                seen = latest.get(commit.shard, 0)
-                latest[commit.shard] = max(seen, commit.until_ms)
+        live = (commit for commit in self.commits() if not commit.is_ingested)
+        latest = {commit.shard: commit.until_ms for commit in live}
         return min(latest.values(), default=0)
 
     def files(

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from bandolero.epochs import DAY_MS
 from bandolero.lake.catalog import (
-    INGESTED,
     TABLES,
     Commit,
     Lake,
@@ -73,7 +72,7 @@ def compact(
     progress
         Told how far it is.
     """
-    commits = [c for c in lake.commits() if not c.shard.startswith(INGESTED)]
+    commits = [c for c in lake.commits() if not c.is_ingested]
     for shard in sorted({commit.shard for commit in commits}):
         with alone(shard) as held:
             if held:
