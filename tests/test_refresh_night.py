@@ -444,6 +444,22 @@ def test_results_are_one_night_and_the_newest(tmp_path: Path) -> None:
     assert read_result(lake, "audit")[0] == 12 + KEPT
 
 
+def test_a_night_of_one_tenant_hides_nobodys(tmp_path: Path) -> None:
+    """Each tenant reads the newest night that it was part of; of its own the last is kept."""
+    lake = Lake(tmp_path)
+    write_results(lake, 5, {"audit": pa.table({"a": [1]})})
+    for watermark_ms in (5, 6, 7):
+        write_results(lake, watermark_ms, {"audit": pa.table({"a": [2]})}, "acme")
+    assert read_result(lake, "audit", tenant="acme")[0] == 7
+    watermark_ms, rows = read_result(lake, "audit", tenant="other")
+    assert watermark_ms == 5
+    assert rows is not None
+    assert rows.to_pydict() == {"a": [1]}
+    assert len(list(lake.paths("audit", ".parquet"))) == 2
+    write_results(lake, 8, {"audit": pa.table({"a": [3]})})
+    assert read_result(lake, "audit", tenant="acme")[0] == 8
+
+
 def test_damaged_result_is_told(tmp_path: Path) -> None:
     """A table that is not as it was written is refused."""
     lake = Lake(tmp_path)

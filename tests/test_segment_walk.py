@@ -101,6 +101,16 @@ def test_nobody_sees_another_tenants_levels(refreshed: Running) -> None:
 
 
 @pytest.mark.slow
+def test_a_night_of_one_tenant_hides_no_others_levels(refreshed: Running) -> None:
+    """After a refresh of one tenant alone all others have the levels that they had."""
+    before = segment(refreshed, "acme")
+    done = refreshed.cli("refresh", "--tenant", "other")
+    assert done.returncode == 0, done.stderr
+    assert segment(refreshed, "acme") == before
+    assert segment(refreshed, "other")["whole"]["decisions"] == 12
+
+
+@pytest.mark.slow
 def test_every_format_by_segment(refreshed: Running) -> None:
     """CSV and Parquet have a row a level and variant; page and table name the levels."""
     key = refreshed.key()

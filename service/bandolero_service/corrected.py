@@ -10,7 +10,7 @@ def list_corrected(place: Place, experiment_id: str | None, tenant: str | None) 
     from bandolero.lake.catalog import Lake
     from bandolero.lake.results import read_result
 
-    _, audit = read_result(Lake(place.settings.lake_url), "audit")
+    _, audit = read_result(Lake(place.settings.lake_url), "audit", tenant=tenant)
     if audit is None:
         raise CommandError("the lake has not been refreshed yet: bandolero refresh.")
     for row in audit.to_pylist():

@@ -91,7 +91,7 @@ def refresh(
         if not dry_run:
             step("publishing")
             _sure(lease)
-            _publish(store, place.author(store), lake, found)
+            _publish(store, place.author(store), lake, found, tenant)
             compacted = _compacted(store, lake, found.refreshed.watermark_ms, step)
     told = _summary(found, dry_run, time.monotonic() - began)
     told["compacted"] = compacted
@@ -151,13 +151,15 @@ def _splits(
             yield (record.tenant, record.experiment_id), p_value
 
 
-def _publish(store: Store, author: Author, lake: "Lake", found: Found) -> None:
-    """Write what a night found; what is there already is left as it is."""
+def _publish(
+    store: Store, author: Author, lake: "Lake", found: Found, tenant: str | None
+) -> None:
+    """Write what a night found, of one tenant or all; what is there already is left."""
     from bandolero.lake.results import write_results
 
     refreshed = found.refreshed
     tables = {name: getattr(refreshed, name) for name in RESULTS}
-    write_results(lake, refreshed.watermark_ms, tables)
+    write_results(lake, refreshed.watermark_ms, tables, tenant)
     for correction in found.refreshed.corrections:
         names = ("watermark_ms", "changes", "faded", "by_context")
         body = {name: getattr(correction, name) for name in names}

@@ -3,8 +3,6 @@
 import json
 import logging
 import time
-from functools import reduce
-from operator import and_
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -67,10 +65,11 @@ def segment_rows(lake: "Lake", record: ExperimentRecord, field: str) -> SegmentR
     fields = categorical_fields(record)
     if field not in fields:
         raise unknown_segment(field, fields)
-    mine = {"tenant_id": record.tenant, "experiment_id": record.experiment_id}
-    asked = [pc.field(n) == value for n, value in {**mine, "field": field}.items()]
+    mine = pc.field("tenant_id") == record.tenant
+    mine &= pc.field("experiment_id") == record.experiment_id
+    mine &= pc.field("field") == field
     try:
-        watermark_ms, rows = read_result(lake, "segments", reduce(and_, asked))
+        watermark_ms, rows = read_result(lake, "segments", mine, record.tenant)
     except (OSError, ValueError) as error:
         log.warning("segments cannot be read: %s", error)
         raise lake_down() from None

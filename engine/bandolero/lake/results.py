@@ -1,6 +1,7 @@
 """What a night found, kept in the lake: tables as of a watermark, all of them or none.
 
-`nights/<watermark>.json` lists the files and is written last. Files are named by what
+`nights/<watermark>.json` lists the files and is written last; a night of one tenant alone
+is `nights/<watermark>@<tenant>.json`, so that it hides nobody's. Files are named by what
 they hold, so the same night twice writes the same, and one that finds more replaces it.
 """
 
@@ -16,25 +17,38 @@ from bandolero.lake.catalog import Lake
 
 FOLDER = "nights"
 KEPT = 30
-"""Nights that are kept, the newest."""
+"""Nights of all tenants that are kept, the newest; of one tenant alone it is the last."""
 GROUP_ROWS = 100_000
 """Tables are in order of tenant and experiment: who reads one skips the others' groups."""
 
 
 def write_results(
-    lake: Lake, watermark_ms: int, tables: Mapping[str, pa.Table]
+    lake: Lake,
+    watermark_ms: int,
+    tables: Mapping[str, pa.Table],
+    tenant: str | None = None,
 ) -> None:
-    """Write a night's tables by name, and forget old nights; one process at a time."""
+    """Write a night's tables by name, and forget old nights; one process at a time.
+
+    Parameters
+    ----------
+    tenant
+        Whose night it was; default: all tenants'.
+    """
     listed = {
         name: _written(lake, name, watermark_ms, rows) for name, rows in tables.items()
     }
     body = {"watermark_ms": watermark_ms, "tables": listed}
-    lake.write_bytes(_entry(watermark_ms), json.dumps(body, indent=1).encode())
+    entry = _entry(watermark_ms, tenant)
+    lake.write_bytes(entry, json.dumps(body, indent=1).encode())
     _forget(lake)
 
 
 def read_result(
-    lake: Lake, name: str, rows: pc.Expression | None = None
+    lake: Lake,
+    name: str,
+    rows: pc.Expression | None = None,
+    tenant: str | None = None,
 ) -> tuple[int, pa.Table | None]:
     """A table of the newest night and its watermark; 0 and None before the first.
 
@@ -42,13 +56,15 @@ def read_result(
     ----------
     rows
         Which rows to read; default: all.
+    tenant
+        Whose rows are looked for: other tenants' nights are passed over.
 
     Raises
     ------
     ValueError
         When the file is not as it was written.
     """
-    entries = sorted(lake.paths(FOLDER, ".json"))
+    entries = [e for e in _entries(lake) if tenant is None or _whose(e) in ("", tenant)]
     if not entries:
         return 0, None
     body = json.loads(lake.read_bytes(entries[-1]))
@@ -74,18 +90,36 @@ def _written(lake: Lake, name: str, watermark_ms: int, rows: pa.Table) -> str:
 
 def _forget(lake: Lake) -> None:
     """Delete the nights before the newest ones, and files that no night lists."""
-    entries = sorted(lake.paths(FOLDER, ".json"))
-    for entry in entries[:-KEPT]:
+    nights: dict[str, list[str]] = {}
+    for entry in _entries(lake):
+        nights.setdefault(_whose(entry), []).append(entry)
+    kept = [
+        entry
+        for whose, entries in nights.items()
+        for entry in entries[-1 if whose else -KEPT :]
+    ]
+    for entry in {entry for entries in nights.values() for entry in entries} - {*kept}:
         lake.delete(entry)
-    bodies = [json.loads(lake.read_bytes(entry)) for entry in entries[-KEPT:]]
+    bodies = [json.loads(lake.read_bytes(entry)) for entry in kept]
     listed = {path for body in bodies for path in body["tables"].values()}
-    for name in bodies[-1]["tables"]:
+    for name in {name for body in bodies for name in body["tables"]}:
         for path in set(lake.paths(name, ".parquet")) - listed:
             lake.delete(path)
 
 
-def _entry(watermark_ms: int) -> str:
-    return f"{FOLDER}/{watermark_ms:013d}.json"
+def _entries(lake: Lake) -> list[str]:
+    """Paths of the nights, by watermark."""
+    return sorted(lake.paths(FOLDER, ".json"))
+
+
+def _entry(watermark_ms: int, tenant: str | None) -> str:
+    alone = "" if tenant is None else f"@{tenant}"
+    return f"{FOLDER}/{watermark_ms:013d}{alone}.json"
+
+
+def _whose(entry: str) -> str:
+    """The tenant of a night's path; empty where it was all tenants'."""
+    return entry.removesuffix(".json").partition("@")[2]
 
 
 def _digest(data: bytes) -> str:
