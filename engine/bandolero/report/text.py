@@ -156,26 +156,17 @@ def _levels(report: Report, segment: Segment, whole: Level, width: int) -> Table
     if report.by_context:
         heads[1:3] = [f"weighted ({percent} interval)"]
     heads += [f"lift ({percent} interval)"]
-    blocks = [
-        (
-            one,
-            [
-                (row, _level_cells(report, scale, row))
-                for row in one.shown(report.control)
-            ],
-        )
-        for one in (*segment.shown, whole)
-    ]
-    lines = [cells for _, rows in blocks for _, cells in rows]
-    columns = zip(heads, *lines, strict=True)
+    levels = (*segment.shown, whole)
+    blocks = [_level_lines(report, scale, level) for level in levels]
+    columns = zip(heads, *(line[1:] for block in blocks for line in block), strict=True)
     taken = sum(max(map(cell_len, column)) + GAP for column in columns)
     table = _table([segment.field], heads)
-    for level, rows in blocks:
+    for level, block in zip(levels, blocks, strict=True):
         table.add_section()
         name = _cut(say.level_name(level), max(width - taken, NAME_MIN))
         table.add_row(Text(name, style="bold"), *_level_sums(report, scale, level))
-        for row, cells in rows:
-            table.add_row(Text(f"  {row.variant_id}"), *cells)
+        for variant_id, *cells in block:
+            table.add_row(Text(f"  {variant_id}"), *cells)
     return table
 
 
@@ -185,11 +176,15 @@ def _level_sums(report: Report, scale: Scale, level: Level) -> list[str]:
     return [say.count(level.trials), *rate]
 
 
-def _level_cells(report: Report, scale: Scale, row: LevelRow) -> list[str]:
-    """Cells of a variant's line, in the order of the heads."""
-    interval, chance, _, _, lift = _belief_cells(report, scale, row)
-    rate = [] if report.by_context else [scale.cell(row.rate)]
-    return [say.count(row.trials), *rate, interval, chance, lift]
+def _level_lines(report: Report, scale: Scale, level: Level) -> list[list[str]]:
+    """A line a variant: its id, and cells in the order of the heads."""
+    lines = []
+    for row in level.shown(report.control):
+        interval, chance, _, _, lift = _belief_cells(report, scale, row)
+        rate = [] if report.by_context else [scale.cell(row.rate)]
+        counted = [say.count(row.trials), *rate]
+        lines.append([row.variant_id, *counted, interval, chance, lift])
+    return lines
 
 
 def _cut(name: str, room: int) -> str:
