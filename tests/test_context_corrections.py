@@ -11,10 +11,10 @@ from numpy.testing import assert_allclose
 
 from bandolero.epochs import moments_of
 from bandolero.experiment import Experiment
-from bandolero.fold import Correction, Fold, with_correction
+from bandolero.fold import Correction, Fold, advance, init_fold, with_correction
 from bandolero.lake.catalog import Lake
 from bandolero.lake.refresh import refresh
-from bandolero.policies import LinearState, LinearThompson
+from bandolero.policies import LinearState, LinearThompson, policy_of
 from bandolero.policies.base import Floats, Ints
 from bandolero_service.folding import correction_state
 from report_cases import report_of
@@ -106,6 +106,58 @@ def test_correction_makes_the_state_final(
     final = hindsight(spec, (in_time | after) - back).state
     for one, other in zip(state, final, strict=True):
         assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+HALF_LIFE_S = 60.0
+FADING = [kind | {"half_life_s": HALF_LIFE_S} for kind in SUMS]
+
+
+def spread(rows: list[Row]) -> list[Row]:
+    """The same half a minute apart, told late only after all have closed."""
+    times = ("decided_at_ms", "at_ms", "received_at_ms", "log_ms")
+    apart = []
+    for row in rows:
+        shift_ms = 30_000 * int(row["decision_id"][1:])
+        moved = {n: row[n] + shift_ms for n in times if row.get(n) is not None}
+        if row["log_ms"] > FAR_MS - 10:
+            moved["log_ms"] = START_MS + 500_000
+        apart.append(row | moved | {"log_id": f"{moved['log_ms']}-0"})
+    return apart
+
+
+@pytest.mark.parametrize("policy", FADING, ids=str)
+def test_correction_makes_a_faded_state_final(
+    tmp_path: Path, policy: dict[str, Any]
+) -> None:
+    """Live sums and correction, both faded, are all trials weighted by their ages.
+
+    Decisions are half a half-life apart; the night is ten after the first.
+    """
+    spec = spec_of(policy)
+    made, told = spread(ROWS), [clicked(0), clicked(1), clicked(8)]
+    after = [late(3), late(10), undone(1)]
+    watermark_ms = START_MS + 600_000
+    tables = {
+        "decisions": decisions_table(made),
+        "events": events_table(spread([*told, *after])),
+    }
+    lake = Lake(tmp_path)
+    lake.commit("0", 0, watermark_ms, tables)
+    (correction,) = refresh(lake, [record_of(spec)]).corrections
+    now_ms = watermark_ms + 70_000
+    rule: Any = policy_of(spec)
+
+    def at_last(on_time: set[int]) -> Any:
+        told = events_table(spread([clicked(i) for i in sorted(on_time)]))
+        fold = advance(spec, init_fold(spec), decisions_table(made), told, {})
+        return rule.decay(fold.state, now_ms - fold.learned_to_ms)
+
+    change: Any = correction_state(spec, published(correction), now_ms)
+    state = with_correction(spec, at_last({0, 1, 8}), change)
+    scale = float(np.abs(change.moment).max())
+    assert scale > 0.0
+    for one, other in zip(state, at_last({0, 3, 8, 10}), strict=True):
+        assert_allclose(one, other, rtol=1e-9, atol=1e-9 * scale)
 
 
 def test_report_counts_what_was_late_where_it_belongs(tmp_path: Path) -> None:

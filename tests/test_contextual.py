@@ -203,6 +203,23 @@ def test_number_of_features_is_that_of_the_map(policy: dict[str, Any]) -> None:
     assert rule.n_features == 6
 
 
+@every_kind
+def test_what_is_a_sum_can_fade(policy: dict[str, Any]) -> None:
+    """Regressions that are sums take a half-life; a logistic one says why it does not."""
+    given = {**policy, "half_life_s": 3600.0}
+    if policy["kind"] == "logistic_thompson":
+        (message,) = faults(policy=given)
+        assert message == (
+            "policy.half_life_s == 3600.0, must be left out with policy.kind == "
+            "'logistic_thompson': what it learned is no sum that fades; "
+            "'linear_thompson' forgets."
+        )
+        return
+    rule: Any = policy_of(spec_of(given))
+    assert rule.half_life_s == 3600.0
+    assert rule.init(3).trials.dtype == np.float64
+
+
 # --- deciding ------------------------------------------------------------------------
 
 

@@ -51,12 +51,18 @@ FADING = experiment(
     objective={"attribution_window_s": 2.0},
     policy={"kind": "beta_thompson", "half_life_s": 60.0},
 )
+BY_CONTEXT = experiment(
+    objective={"attribution_window_s": 2.0},
+    context=[{"name": "hour", "kind": "cyclic", "period": 24.0}],
+    policy={"kind": "linear_thompson", "half_life_s": 60.0},
+)
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a learner to which every step is a publishing interval."""
     monkeypatch.setattr(learner, "REPUBLISH_S", 0.0)
+    monkeypatch.setattr(learner, "LOOK_BY_CONTEXT_S", 0.0)
     return Settings(publish_interval_s=0.0)
 
 
@@ -68,7 +74,9 @@ def offline(spec: Experiment, made: list[Row], told: list[Row], to: Snapshot) ->
     return aged(policy_of(spec), fold.state, to.created_at_ms - fold.learned_to_ms)
 
 
-@pytest.mark.parametrize("spec", [LASTING, FADING], ids=["lasting", "fading"])
+@pytest.mark.parametrize(
+    "spec", [LASTING, FADING, BY_CONTEXT], ids=["lasting", "fading", "by context"]
+)
 def test_every_snapshot_holds_what_it_says_it_has_folded(
     spec: Experiment, at_once: Settings
 ) -> None:

@@ -58,7 +58,7 @@ OTHERS: list[Policy[Any]] = [
 ]
 POLICIES = BINARY + OTHERS
 HALF_LIFE_S = 3600.0
-FORGETFUL: list[Forgetful[Any]] = [
+FORGETFUL: list[Any] = [
     BetaThompson(half_life_s=HALF_LIFE_S),
     TopTwoThompson(half_life_s=HALF_LIFE_S),
     PoissonThompson(half_life_s=HALF_LIFE_S),
@@ -375,14 +375,14 @@ def folded(policy: Policy[Any], told: list[tuple[int, float, int]], at: int) -> 
     for part in (told[:at], told[at:]):
         times = np.array([t for *_, t in part], dtype=np.int64)
         rows = columns([(arm, reward) for arm, reward, _ in part])
-        state, as_of_ms = learn(policy, state, as_of_ms, *rows, times)
+        state, as_of_ms = learn(policy, state, as_of_ms, rows, times)
     return state, as_of_ms
 
 
 @every_forgetful
 @given(told=timed, at=st.integers(0, 30))
 def test_forgetting_equals_twin_in_any_grouping(
-    policy: Forgetful[Any], told: list[tuple[int, float, int]], at: int
+    policy: Any, told: list[tuple[int, float, int]], at: int
 ) -> None:
     """Every trial has faded since its own time, however the log was cut or ordered."""
     now_ms = max(t for *_, t in told)
@@ -403,7 +403,7 @@ def test_forgetting_equals_twin_in_any_grouping(
 @every_forgetful
 @given(told=trials, one=st.integers(0, 10**8), other=st.integers(0, 10**8))
 def test_decaying_in_two_steps_is_decaying_in_one(
-    policy: Forgetful[Any], told: Told, one: int, other: int
+    policy: Any, told: Told, one: int, other: int
 ) -> None:
     """Time passes alike in one piece or two, up to 1e-12."""
     state = learned(policy, told)
@@ -413,7 +413,7 @@ def test_decaying_in_two_steps_is_decaying_in_one(
 
 
 @every_forgetful
-def test_forgetting_leads_back_to_the_prior(policy: Forgetful[Any]) -> None:
+def test_forgetting_leads_back_to_the_prior(policy: Any) -> None:
     """After a hundred half-lives nothing is left of the data but the prior's shares."""
     state = learned(policy, [(0, 1.0), (1, 0.0), (1, 1.0), (2, 0.0)])
     later = policy.decay(state, round(100 * 1000 * HALF_LIFE_S))
@@ -424,7 +424,7 @@ def test_forgetting_leads_back_to_the_prior(policy: Forgetful[Any]) -> None:
 
 @every_forgetful
 def test_taking_back_what_has_faded_leaves_no_less_than_nothing(
-    policy: Forgetful[Any],
+    policy: Any,
 ) -> None:
     """An arm's only trial taken back, but for rounding, is an arm without data."""
     state = policy.decay(learned(policy, [(0, 1.0), (1, 1.0), (1, 0.0)]), 1_234_567)

@@ -10,7 +10,6 @@ from bandolero.codec import pack, unpack
 from bandolero.experiment import ExperimentRecord, parse_experiment
 from bandolero.policies import (
     BetaThompson,
-    Forgetful,
     GaussianThompson,
     PoissonThompson,
     TopTwoThompson,
@@ -45,7 +44,7 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "fixed", "weights": {"v0": 0.5, "v3": 0.5}},
     {"kind": "uniform"},
 ]
-FORGETFUL: list[Forgetful[Any]] = [
+FORGETFUL: list[Any] = [
     BetaThompson(half_life_s=3600.0),
     TopTwoThompson(half_life_s=3600.0),
     PoissonThompson(half_life_s=3600.0),
@@ -107,7 +106,7 @@ def test_snapshot_loaded_goes_on_as_if_never_stopped(spec: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("policy", FORGETFUL, ids=lambda policy: policy.kind)
 def test_fading_state_loaded_goes_on_as_if_never_stopped(
-    policy: Forgetful[Any],
+    policy: Any,
 ) -> None:
     """A state of fading counts read back fades and learns the same bytes."""
     here = there = policy.init(N_ARMS)
@@ -116,7 +115,7 @@ def test_fading_state_loaded_goes_on_as_if_never_stopped(
         loaded = state_of("state", policy.kind, arrays)
         at_ms, before = hour * HOUR_MS + np.arange(200), max(hour - 1, 0) * HOUR_MS
         here, there = (
-            learn(policy, state, before, *trials(hour), at_ms)[0]
+            learn(policy, state, before, trials(hour), at_ms)[0]
             for state in (here, loaded)
         )
         for one, other in zip(here, there, strict=True):

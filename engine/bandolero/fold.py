@@ -28,7 +28,7 @@ from bandolero.epochs import (
 )
 from bandolero.experiment import Experiment
 from bandolero.features import FeatureMap
-from bandolero.policies import ContextualPolicy, learn, policy_of
+from bandolero.policies import ContextualPolicy, Trials, learn, policy_of
 from bandolero.policies.base import Floats, Ints, grow
 from bandolero.settle import Bools, Settled, closes_ms, live_cuts, settle
 
@@ -101,16 +101,11 @@ def advance(
     final[settled.row] = True
     rows, arms = _kept(rows, final), arms[final]
     rewards = settled.reward_micros[settled.trial] / 1e6
-    trials = arms[settled.trial]
+    trials: Trials = (arms[settled.trial], rewards)
     if isinstance(policy, ContextualPolicy):
-        features = features_of(experiment, _kept(rows, settled.trial))
-        state = policy.update(fold.state, trials, rewards, features)
-        learned_to_ms = fold.learned_to_ms
-    else:
-        closes = closes_ms(rows, experiment.objective)[settled.trial]
-        state, learned_to_ms = learn(
-            policy, fold.state, fold.learned_to_ms, trials, rewards, closes
-        )
+        trials = (*trials[:2], features_of(experiment, _kept(rows, settled.trial)))
+    closes = closes_ms(rows, experiment.objective)[settled.trial]
+    state, learned_to_ms = learn(policy, fold.state, fold.learned_to_ms, trials, closes)
     epochs = dict(fold.epochs)
     by_context = policy.mode if isinstance(policy, ContextualPolicy) else None
     for part, epoch in _split_epochs(experiment, by_context, rows, vectors):

@@ -9,7 +9,8 @@ closest one holds.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class Model(BaseModel):
@@ -47,6 +48,16 @@ LogOdds = Annotated[float, Field(ge=-50.0, le=50.0)]
 MIN_HALF_LIFE_S = 60.0
 MAX_HALF_LIFE_S = 10 * 31_557_600.0
 HalfLife = Annotated[float, Field(ge=MIN_HALF_LIFE_S, le=MAX_HALF_LIFE_S)]
+
+
+def _not_given(value: object) -> None:
+    """Refuse a half-life where trials are learned in their order."""
+    if value is not None:
+        rule = "be left out with policy.kind == 'logistic_thompson': what it learned is no sum that fades; 'linear_thompson' forgets"
+        raise PydanticCustomError("no_sum", rule)
+
+
+NoHalfLife = Annotated[None, BeforeValidator(_not_given)]
 
 
 class Prior(Model):
@@ -97,15 +108,22 @@ REWARDS: dict[str, tuple[str, ...]] = {
 """Rewards that a kind of policy can learn from; kinds left out learn from any."""
 
 
-class ThompsonSpec(Model):
-    """What all Thompson policies on independent posteriors share.
+class ForgetfulSpec(Model):
+    """A policy whose data may fade: the age at which they count half.
 
-    Priors by group, and the age at which data count half (a minute to ten years; without
-    it they count for ever). With `learn_prior`, variants without a prior take the one that
-    other experiments gave, by the attribute `prior_by`.
+    A minute to ten years; without it they count for ever.
     """
 
     half_life_s: HalfLife | None = None
+
+
+class ThompsonSpec(ForgetfulSpec):
+    """What all Thompson policies on independent posteriors share: priors by group.
+
+    With `learn_prior`, variants without a prior take the one that other experiments
+    gave, by the attribute `prior_by`.
+    """
+
     prior_by: Text | None = None
     priors: Annotated[dict[Text, Prior], Field(max_length=1000)] = {}
     learn_prior: bool = True
@@ -156,7 +174,7 @@ class GaussianThompsonSpec(ThompsonSpec):
     prior_dof: Annotated[float, Field(ge=1.0, le=1e9)] = 30.0
 
 
-class LinearThompsonSpec(Model):
+class LinearThompsonSpec(ForgetfulSpec):
     """Thompson sampling on a linear regression of the reward on context."""
 
     kind: Literal["linear_thompson"]
@@ -164,7 +182,7 @@ class LinearThompsonSpec(Model):
     prior_precision: Positive | None = None
 
 
-class SharedLinearThompsonSpec(Model):
+class SharedLinearThompsonSpec(ForgetfulSpec):
     """One linear regression on context and attributes that all variants share."""
 
     kind: Literal["shared_linear_thompson"]
@@ -172,7 +190,7 @@ class SharedLinearThompsonSpec(Model):
     effect_precision: Positive | None = None
 
 
-class FactorialThompsonSpec(Model):
+class FactorialThompsonSpec(ForgetfulSpec):
     """The same for combinations of attribute values, pairs of values in it."""
 
     kind: Literal["factorial_thompson"]
@@ -184,12 +202,13 @@ class LogisticThompsonSpec(Model):
     """Thompson sampling on a logistic regression of a binary reward on context."""
 
     kind: Literal["logistic_thompson"]
+    half_life_s: NoHalfLife = None
     covariance: Literal["full", "diagonal"] = "full"
     prior_intercept: LogOdds | None = None
     prior_variance: Positive | None = None
 
 
-class LinUcbSpec(Model):
+class LinUcbSpec(ForgetfulSpec):
     """The highest upper confidence bound of a linear regression on context."""
 
     kind: Literal["lin_ucb"]

@@ -10,12 +10,14 @@ from bandolero.experiment import Experiment
 from bandolero.policies import (
     ContextualPolicy,
     LinearState,
-    LinearThompson,
+    Policy,
     aged,
     policy_of,
 )
 from bandolero.snapshot import state_arrays, state_of
 
+Changes = dict[str, dict[str, float]]
+"""Differences of counts by variant id; see `bandolero.fold.Correction`."""
 _ARRAYS = Epoch._fields[3:-1]
 
 
@@ -57,34 +59,48 @@ def correction_state(
     that depends on the order of trials is not corrected.
     """
     policy = policy_of(experiment)
-    if isinstance(policy, ContextualPolicy):
-        return _sums_to_add(experiment, body)
     fades = getattr(policy, "half_life_s", None) is not None
-    changes = body.get("faded") if fades else body["changes"]
-    if not changes:
+    counts = body.get("faded", {}) if fades else body["changes"]
+    state: tuple[Any, ...] | None
+    if isinstance(policy, ContextualPolicy):
+        none = policy.init(len(experiment.variants))
+        state = _sums_to_add(experiment, none, body.get("by_context", {}), counts)
+    else:
+        state = _counts_to_add(experiment, policy, counts)
+    elapsed_ms = max(0, now_ms - body["watermark_ms"])
+    return None if state is None else aged(policy, state, elapsed_ms)
+
+
+def _counts_to_add(
+    experiment: Experiment, policy: Policy[Any], counts: Changes
+) -> tuple[Any, ...] | None:
+    """Differences of counts as a state; None where there are none."""
+    if not counts:
         return None
     ids = experiment.variant_ids
-    trials, hits, micros = (
-        np.array(
-            [changes.get(i, {}).get(name, 0) for i in ids],
-            dtype=np.float64 if fades else np.int64,
-        )
-        for name in ("trials", "hits", "rewards_micros")
+    trials, hits, micros, squared = (
+        np.array([counts.get(i, {}).get(name, 0) for i in ids])
+        for name in ("trials", "hits", "rewards_micros", "rewards_squared")
     )
-    squared = np.array([changes.get(i, {}).get("rewards_squared", 0.0) for i in ids])
     state: tuple[Any, ...] = policy.correction(len(ids), trials, hits, micros, squared)
-    return aged(policy, state, max(0, now_ms - body["watermark_ms"]))
+    return state
 
 
-def _sums_to_add(experiment: Experiment, body: dict[str, Any]) -> LinearState | None:
-    """Differences of sums over features as a state; None where there are none.
+def _sums_to_add(
+    experiment: Experiment,
+    sums: tuple[Any, ...],
+    by_context: dict[str, Any],
+    counts: Changes,
+) -> LinearState | None:
+    """Differences of sums over features, added to none; None where there are none.
 
     Changes of variants or features that a draft had and lost are left out.
     """
-    sums = LinearThompson(experiment.n_features).init(len(experiment.variants))
+    if not isinstance(sums, LinearState):
+        return None
     changes = {
         variant_id: change
-        for variant_id, change in body.get("by_context", {}).items()
+        for variant_id, change in by_context.items()
         if variant_id in experiment.variant_ids
         and len(change.get("gram", ())) == sums.gram.shape[1]
     }
@@ -95,6 +111,5 @@ def _sums_to_add(experiment: Experiment, body: dict[str, Any]) -> LinearState | 
         sums.gram[arm] = change["gram"]
         sums.moment[arm] = change["moment"]
         sums.squares[arm] = change["squares"][0]
-        trials = body["changes"].get(variant_id, {}).get("trials", 0)
-        sums.trials[arm] = trials
+        sums.trials[arm] = counts.get(variant_id, {}).get("trials", 0)
     return sums

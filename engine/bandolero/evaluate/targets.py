@@ -22,7 +22,14 @@ from bandolero.experiment import Experiment, ExperimentRecord, parse_experiment
 from bandolero.features import FeatureMap
 from bandolero.fold import arms_of
 from bandolero.lake.catalog import Lake
-from bandolero.policies import ContextualPolicy, aged, learn, policy_of, with_limits
+from bandolero.policies import (
+    ContextualPolicy,
+    Trials,
+    aged,
+    learn,
+    policy_of,
+    with_limits,
+)
 from bandolero.policies.linear_thompson import LinearThompson
 from bandolero.policies.logistic_thompson import LogisticThompson
 from bandolero.policies.normal_choice import draw_batch
@@ -64,20 +71,19 @@ def learned_snapshot(
     policy = policy_of(experiment)
     arms, known = logged.numbers("arm"), logged.numbers("arm") >= 0
     rewards = logged.numbers("reward")
-    state = policy.init(len(experiment.variants))
-    if isinstance(policy, ContextualPolicy):
-        features = FeatureMap(experiment.context)
-        for start in range(0, len(arms), LEARNED_AT_ONCE):
-            part = slice(start, start + LEARNED_AT_ONCE)
+    closes = logged.numbers("closes_ms")
+    state, as_of_ms = policy.init(len(experiment.variants)), 0
+    features = FeatureMap(experiment.context)
+    for start in range(0, len(arms), LEARNED_AT_ONCE):
+        part = slice(start, start + LEARNED_AT_ONCE)
+        kept = known[part]
+        trials: Trials = (arms[part][kept], rewards[part][kept])
+        if isinstance(policy, ContextualPolicy):
             texts = logged.rows["context"].slice(start, LEARNED_AT_ONCE)
-            x = features.encode_texts(texts.cast(pa.string()))
-            kept = known[part]
-            state = policy.update(state, arms[part][kept], rewards[part][kept], x[kept])
-    else:
-        closes = logged.numbers("closes_ms")
-        trials = arms[known], rewards[known], closes[known]
-        state, as_of_ms = learn(policy, state, 0, *trials)
-        state = aged(policy, state, max(until_ms - as_of_ms, 0))
+            trials = (*trials[:2], features.encode_texts(texts.cast(pa.string()))[kept])
+        at_ms = closes[part][kept]
+        state, as_of_ms = learn(policy, state, as_of_ms, trials, at_ms)
+    state = aged(policy, state, max(until_ms - as_of_ms, 0))
     asked = record.model_copy(update={"spec": experiment})
     return build_snapshot(asked, state, version=0, created_at_ms=until_ms)
 

@@ -7,36 +7,69 @@ one function goes over batches of rows, here or on a cluster, and its parts add 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bandolero.epochs import earned_moments
 from bandolero.experiment import ExperimentRecord
-from bandolero.fold import arms_of, features_of
+from bandolero.features import FeatureMap
 from bandolero.lake.engines import Batches, Engine
 from bandolero.lake.settling import EXPERIMENT, quiet
-from bandolero.policies import ContextualPolicy, LinearState, policy_of
-from bandolero.policies.base import Floats
+from bandolero.policies import (
+    ContextualPolicy,
+    LinearState,
+    LinearThompson,
+    policy_of,
+)
+from bandolero.policies.base import Floats, Ints
 
 Change = dict[str, dict[str, list[float]]]
-"""By variant: differences of `moments` and, where the state is a sum over features, of
-`gram`, `moment` and `squares`; see `LinearState`."""
+"""By variant: differences of `moments` and, where the state is a sum over features, what
+is left at the watermark of those of `gram`, `moment` and `squares`; see `LinearState`."""
 Name = tuple[str, str]
 """Tenant and experiment."""
 SUMS = ("moments", "gram", "moment", "squares")
+VARIANT = (*EXPERIMENT, "variant_id")
+NUMBERS_AT_ONCE = 4_000_000
+"""Features that are held at once, in numbers."""
 _PARTS = pa.schema(
     [
-        *((name, pa.string()) for name in (*EXPERIMENT, "variant_id")),
+        *((name, pa.string()) for name in VARIANT),
         *((name, pa.list_(pa.float64())) for name in SUMS),
     ]
 )
-_ROWS = (*EXPERIMENT, "variant_id", "context", "propensity")
+_NUMBERS = pa.schema(
+    [
+        *((name, pa.string()) for name in VARIANT),
+        *((name, pa.int32()) for name in ("kind", "arm")),
+    ]
+)
+_ROWS = (*VARIANT, "context", "propensity", "weight")
+
+
+class _Alike(NamedTuple):
+    """Variants of all experiments whose contexts are read alike, as arms of one policy.
+
+    sums: keeps their sums over features; None where a state is no such sum.
+    """
+
+    features: FeatureMap
+    sums: LinearThompson | None
+    variants: list[tuple[str, str, str]]
+
+
+class _Total(NamedTuple):
+    """What is summed so far, by arm: rows and moments, (n_arms,), (5, n_arms)."""
+
+    rows: Ints
+    moments: Floats
+    state: LinearState | None
 
 
 def is_by_context(record: ExperimentRecord) -> bool:
@@ -55,34 +88,36 @@ def changes_by_context(
     Parameters
     ----------
     changed
-        Decisions with what they are (`is_trial`, `reward_micros`) and what they were
-        learned or counted as (`was_trial`, `was_micros`).
+        Decisions with what they are (`is_trial`, `reward_micros`), what they were
+        learned or counted as (`was_trial`, `was_micros`), and `weight`, how much they
+        still count.
     never
         Decisions to count as if nothing had been told of them.
     """
     mine = [record for record in records if is_by_context(record)]
     if not mine:
         return {}
-    names = engine.table(_names(mine))
-    rows = _trials(changed, "is_trial", "reward_micros", 1.0)
-    rows = rows.union(_trials(changed, "was_trial", "was_micros", -1.0))
+    rows = _trials(changed, "is_trial", "reward_micros", 1)
+    rows = rows.union(_trials(changed, "was_trial", "was_micros", -1))
     untold = never.mutate(is_quiet=quiet(never), nothing=ibis.literal(0, "int64"))
-    rows = rows.union(_trials(untold, "is_quiet", "nothing", 1.0))
-    return sums_by_context(engine, mine, rows.semi_join(names, EXPERIMENT))
+    rows = rows.union(_trials(untold, "is_quiet", "nothing", 1))
+    return sums_by_context(engine, mine, rows)
 
 
 def sums_by_context(
     engine: Engine, records: Sequence[ExperimentRecord], rows: ir.Table
 ) -> dict[Name, Change]:
-    """Sums over trials, by experiment and variant.
+    """Sums over the trials of some experiments, by experiment and variant.
 
     Parameters
     ----------
     rows
-        Trials of these experiments with reward_micros, context and propensity; and
+        Trials of any experiments with reward_micros, context, propensity and weight; and
         `sign`: -1 takes a trial away.
     """
-    parts = engine.over_batches(rows, partial(_partial_sums, list(records)), _PARTS)
+    alike = _alike(records)
+    numbered = rows.inner_join(engine.table(_numbers(alike)), VARIANT).drop(VARIANT)
+    parts = engine.over_batches(numbered, partial(_partial_sums, alike), _PARTS)
     found: dict[Name, Change] = defaultdict(dict)
     for row in parts.to_pylist():
         sums = {name: row[name] for name in SUMS if row[name] is not None}
@@ -94,77 +129,94 @@ def sums_by_context(
     return dict(found)
 
 
-def _names(records: Sequence[ExperimentRecord]) -> pa.Table:
-    columns = ([r.tenant for r in records], [r.experiment_id for r in records])
-    return pa.table([pa.array(c, pa.string()) for c in columns], [*EXPERIMENT])
+def _alike(records: Sequence[ExperimentRecord]) -> list[_Alike]:
+    """The variants of all experiments, those together whose contexts are read alike."""
+    found: dict[str, _Alike] = {}
+    for record in records:
+        spec = record.spec
+        is_sum = isinstance(policy_of(spec).init(0), LinearState)
+        key = repr((spec.context, is_sum))
+        if key not in found:
+            # Whatever half-life: sums of real numbers, faded by the weights of rows.
+            sums = LinearThompson(spec.n_features, half_life_s=1.0) if is_sum else None
+            found[key] = _Alike(FeatureMap(spec.context), sums, [])
+        name = record.tenant, record.experiment_id
+        found[key].variants.extend((*name, each) for each in spec.variant_ids)
+    return list(found.values())
 
 
-def _trials(rows: ir.Table, trial: str, micros: str, sign: float) -> ir.Table:
+def _numbers(alike: Sequence[_Alike]) -> pa.Table:
+    """Rows of `_NUMBERS`: which arm of whom every variant is."""
+    rows = [
+        (*variant, kind, arm)
+        for kind, each in enumerate(alike)
+        for arm, variant in enumerate(each.variants)
+    ]
+    named = [dict(zip(_NUMBERS.names, row, strict=True)) for row in rows]
+    return pa.Table.from_pylist(named, _NUMBERS)
+
+
+def _trials(rows: ir.Table, trial: str, micros: str, sign: int) -> ir.Table:
     return rows.filter(rows[trial]).select(
-        *_ROWS, reward_micros=rows[micros], sign=ibis.literal(sign)
+        *_ROWS, reward_micros=rows[micros], sign=ibis.literal(sign, "int64")
     )
 
 
-def _partial_sums(records: Sequence[ExperimentRecord], batches: Batches) -> Batches:
+def _partial_sums(alike: Sequence[_Alike], batches: Batches) -> Batches:
     """One row of `_PARTS` for each variant that has trials in these batches."""
-    totals: dict[tuple[str, str, str], dict[str, Floats]] = {}
+    totals = [_nothing(each) for each in alike]
     for batch in batches:
-        rows = pa.Table.from_batches([batch])
-        for record in records:
-            _add_sums(totals, record, _of(record, rows))
-    for key, sums in totals.items():
-        lists = {name: sums[name].tolist() if name in sums else None for name in SUMS}
-        row = dict(zip(_PARTS.names, key, strict=False)) | lists
-        yield pa.RecordBatch.from_pylist([row], _PARTS)
+        for kind, rows in _by_kind(batch):
+            mine = alike[kind]
+            n_rows = max(NUMBERS_AT_ONCE // mine.features.n_features, 1)
+            for start in range(0, len(rows), n_rows):
+                part = rows.slice(start, n_rows)
+                totals[kind] = _added(totals[kind], mine, part)
+    for each, total in zip(alike, totals, strict=True):
+        for arm in np.flatnonzero(total.rows).tolist():
+            key = zip(VARIANT, each.variants[arm], strict=True)
+            row = dict(key) | _of_arm(total, arm)
+            yield pa.RecordBatch.from_pylist([row], _PARTS)
 
 
-def _of(record: ExperimentRecord, rows: pa.Table) -> pa.Table:
-    """The rows of one experiment."""
-    return rows.filter(
-        pc.and_(
-            pc.equal(rows["tenant_id"], record.tenant),
-            pc.equal(rows["experiment_id"], record.experiment_id),
-        )
+def _by_kind(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each kind."""
+    rows, kinds = pa.Table.from_batches([batch]), batch["kind"].to_numpy()
+    counts = np.bincount(kinds)
+    if np.count_nonzero(counts) > 1:
+        rows = rows.take(pa.array(np.argsort(kinds, kind="stable")))
+    starts = np.cumsum(counts) - counts
+    for kind in np.flatnonzero(counts).tolist():
+        yield kind, rows.slice(int(starts[kind]), int(counts[kind]))
+
+
+def _nothing(alike: _Alike) -> _Total:
+    n_arms = len(alike.variants)
+    state = None if alike.sums is None else alike.sums.init(n_arms)
+    return _Total(np.zeros(n_arms, np.int64), np.zeros((5, n_arms)), state)
+
+
+def _added(total: _Total, alike: _Alike, rows: pa.Table) -> _Total:
+    """The sums and those over more trials."""
+    arms, sign, propensity, micros, weight = (
+        rows[name].to_numpy()
+        for name in ("arm", "sign", "propensity", "reward_micros", "weight")
     )
+    n_arms, rewards, state = len(alike.variants), micros / 1e6, total.state
+    moments = earned_moments(arms, 1.0 / propensity, rewards, n_arms, sign)
+    if alike.sums is not None and state is not None:
+        x = alike.features.encode_texts(rows["context"])
+        state = alike.sums.update(state, arms, rewards, x, sign * weight)
+    counted = total.rows + np.bincount(arms, minlength=n_arms)
+    return _Total(counted, total.moments + moments, state)
 
 
-def _add_sums(
-    totals: dict[tuple[str, str, str], dict[str, Floats]],
-    record: ExperimentRecord,
-    rows: pa.Table,
-) -> None:
-    """Add what the trials of one experiment sum to."""
-    ids = record.spec.variant_ids
-    arms = arms_of(record.spec, rows["variant_id"])
-    for sign in (1.0, -1.0):
-        mine = (arms >= 0) & (rows["sign"].to_numpy() == sign)
-        if not mine.any():
-            continue
-        sums = _sums(record, rows.filter(pa.array(mine)), arms[mine])
-        for arm in np.unique(arms[mine]).tolist():
-            total = totals.setdefault(
-                (record.tenant, record.experiment_id, ids[arm]), {}
-            )
-            for name, each in sums.items():
-                total[name] = total.get(name, 0.0) + sign * each[arm]
-
-
-def _sums(
-    record: ExperimentRecord,
-    rows: pa.Table,
-    arms: np.ndarray[tuple[int], np.dtype[np.int64]],
-) -> dict[str, Floats]:
-    """Sums over trials by arm, (n_arms, …) each."""
-    n_arms = len(record.spec.variants)
-    rewards = rows["reward_micros"].to_numpy() / 1e6
-    weights = 1.0 / rows["propensity"].to_numpy()
-    sums = {"moments": earned_moments(arms, weights, rewards, n_arms).T}
-    policy = policy_of(record.spec)
-    if isinstance(policy, ContextualPolicy):
-        state = policy.init(n_arms)
-        if isinstance(state, LinearState):
-            x = features_of(record.spec, rows)
-            state = policy.update(state, arms, rewards, x)
-            squares = state.squares[:, None]
-            sums |= {"gram": state.gram, "moment": state.moment, "squares": squares}
-    return sums
+def _of_arm(total: _Total, arm: int) -> dict[str, list[float] | None]:
+    """The sums of one arm as columns of `_PARTS`."""
+    told: dict[str, list[float] | None] = dict.fromkeys(SUMS)
+    told["moments"] = total.moments[:, arm].tolist()
+    if total.state is not None:
+        told["gram"] = total.state.gram[arm].tolist()
+        told["moment"] = total.state.moment[arm].tolist()
+        told["squares"] = [float(total.state.squares[arm])]
+    return told

@@ -8,9 +8,11 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
@@ -43,8 +45,11 @@ class Engine(Protocol):
         """The same rows, computed once and for all later uses."""
         ...
 
-    def text_of(self, texts: ir.StringValue, field: str) -> ir.StringValue:
-        """A field of JSON objects as text; null where there is none."""
+    def with_said(self, rows: ir.Table, fields: Mapping[str, str]) -> ir.Table:
+        """Rows with fields of their `context`, a JSON object, as columns of texts.
+
+        fields: the field by the name of its column. Null where there is none.
+        """
         ...
 
     def to_arrow(self, expr: ir.Table) -> pa.Table:
@@ -56,8 +61,8 @@ class Engine(Protocol):
     ) -> pa.Table:
         """What a function makes of an expression's rows, all parts of it together.
 
-        On a cluster it runs where the rows are, once for each part; so it must be
-        picklable, and what it yields must add up.
+        It runs once for each part of the rows: in threads, or where the rows are on a
+        cluster; so it must be picklable, and what it yields must add up.
         """
         ...
 
@@ -137,10 +142,14 @@ class DuckDB:
         """As `Engine.keep`."""
         return self._con.create_table(_name(), expr, temp=True)
 
-    def text_of(self, texts: ir.StringValue, field: str) -> ir.StringValue:
-        """As `Engine.text_of`."""
-        whole = ibis.ifelse(_json_valid(texts), texts, None)
-        return _json_extract_string(whole, f'$."{field}"')
+    def with_said(self, rows: ir.Table, fields: Mapping[str, str]) -> ir.Table:
+        """As `Engine.with_said`; every text is taken apart once."""
+        if not fields:
+            return rows
+        paths = ibis.array([f'$."{field}"' for field in fields.values()])
+        read = rows.mutate(said=_try(_json_extract_strings(rows.context, paths)))
+        columns = {name: read.said[i] for i, name in enumerate(fields)}
+        return read.mutate(**columns).drop("said")
 
     def to_arrow(self, expr: ir.Table) -> pa.Table:
         """As `Engine.to_arrow`."""
@@ -151,12 +160,34 @@ class DuckDB:
     ) -> pa.Table:
         """As `Engine.over_batches`."""
         rows = self._con.con.sql(self._con.compile(expr))
-        with rows.to_arrow_reader(BATCH_ROWS) as batches:
-            return pa.Table.from_batches(function(iter(batches)), schema)
+        n_threads = pa.cpu_count()
+        with (
+            rows.to_arrow_reader(BATCH_ROWS) as batches,
+            ThreadPoolExecutor(n_threads) as threads,
+        ):
+            shared = _InTurn(batches)
+            made = [threads.submit(list, function(shared)) for _ in range(n_threads)]
+            parts = [part for each in made for part in each.result()]
+        return pa.Table.from_batches(parts, schema)
 
     def close(self) -> None:
         """Forget all that was read."""
         self._con.disconnect()
+
+
+class _InTurn:
+    """Batches that several threads take, each the next one."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._batches = iter(batches)
+        self._lock = Lock()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        with self._lock:
+            return next(self._batches)
 
 
 class Spark:
@@ -203,9 +234,13 @@ class Spark:
         # Not `persist`: each plan over it would be told with all that came before, twice.
         return self._named(self._frame(expr).localCheckpoint())
 
-    def text_of(self, texts: ir.StringValue, field: str) -> ir.StringValue:
-        """As `Engine.text_of`."""
-        return _get_json_object(texts, f"$['{field}']")
+    def with_said(self, rows: ir.Table, fields: Mapping[str, str]) -> ir.Table:
+        """As `Engine.with_said`."""
+        columns = {
+            name: _get_json_object(rows.context, f"$['{field}']")
+            for name, field in fields.items()
+        }
+        return rows.mutate(**columns) if fields else rows
 
     def to_arrow(self, expr: ir.Table) -> pa.Table:
         """As `Engine.to_arrow`."""
@@ -259,18 +294,19 @@ def _name() -> str:
     return f"t{uuid4().hex}"
 
 
-def _builtin(name: str, result: str, n_texts: int) -> Callable[..., Any]:
-    """A function of texts by the name that an engine has for it."""
+def _builtin(name: str, given: tuple[str, ...], result: str) -> Callable[..., Any]:
+    """A function by the name that an engine has for it, of values of these types."""
 
-    def function(text: Any, path: Any = None) -> None: ...
+    def function(value: Any, path: Any = None) -> None: ...
 
-    signature = (("string",) * n_texts, result)
     call: Callable[..., Any] = ibis.udf.scalar.builtin(
-        function, name=name, signature=signature
+        function, name=name, signature=(given, result)
     )
     return call
 
 
-_json_extract_string = _builtin("json_extract_string", "string", 2)
-_json_valid = _builtin("json_valid", "boolean", 1)
-_get_json_object = _builtin("get_json_object", "string", 2)
+_TEXTS = "array<string>"
+_json_extract_strings = _builtin("json_extract_string", ("string", _TEXTS), _TEXTS)
+_try = _builtin("try", (_TEXTS,), _TEXTS)
+"""Null in place of an error: what is no JSON says nothing."""
+_get_json_object = _builtin("get_json_object", ("string", "string"), "string")

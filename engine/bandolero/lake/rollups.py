@@ -135,15 +135,13 @@ def _dated(rows: ir.Table) -> ir.Table:
 
 def _with_levels(engine: Engine, rows: ir.Table, fields: Fields) -> ir.Table:
     """Rows with the levels of some fields: null where not said, "other" where unknown."""
-    said = {name: engine.text_of(rows.context, name) for name in fields}
-    return rows.mutate(
-        **{
-            _column(name): ibis.ifelse(
-                text.isnull() | text.isin(sorted(fields[name])), text, OTHER
-            )
-            for name, text in said.items()
-        }
-    )
+    said = engine.with_said(rows, {_column(name): name for name in fields})
+    levels = {}
+    for name, known in fields.items():
+        text = said[_column(name)]
+        is_kept = text.isnull() | text.isin(sorted(known))
+        levels[_column(name)] = ibis.ifelse(is_kept, text, OTHER)
+    return said.mutate(**levels)
 
 
 def _column(field: str) -> str:

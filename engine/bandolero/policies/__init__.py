@@ -17,7 +17,7 @@ from bandolero.policies.choose_batch import Chosen, choose_batch
 from bandolero.policies.epsilon_greedy import EpsilonGreedy
 from bandolero.policies.factorial_thompson import FactorialThompson
 from bandolero.policies.fixed import Fixed, SplitState
-from bandolero.policies.forgetting import Forgetful, aged, learn
+from bandolero.policies.forgetting import Forgetful, Trials, aged, learn
 from bandolero.policies.gaussian_thompson import GaussianState, GaussianThompson
 from bandolero.policies.greedy import Greedy, MeanState
 from bandolero.policies.lin_ucb import LinUcb
@@ -126,6 +126,7 @@ __all__ = [
     "SharedLinearThompson",
     "SplitState",
     "TopTwoThompson",
+    "Trials",
     "Uniform",
     "aged",
     "choose",

@@ -232,6 +232,22 @@ def checked_trials(
     return arms, rewards, features
 
 
+def checked_weights(weights: Floats | None, n_trials: int) -> Floats:
+    """How much trials count, (n_trials,), finite; 1 each where it is not said.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    if weights is None:
+        return np.ones(n_trials)
+    weights = np.ascontiguousarray(weights, np.float64)
+    _check_shape("weights", weights, (n_trials,))
+    _check_finite("weights", weights)
+    return weights
+
+
 def _check_shape(name: str, given: NDArray[Any], shape: tuple[int, ...]) -> None:
     if given.shape != shape:
         raise ValueError(f"{name}.shape == {given.shape}, must be {shape}.")

@@ -3,6 +3,8 @@
 After t seconds a trial counts 2 ** (-t / half_life_s). t is log time, so that live and
 replay forget alike, and every arm forgets whether it is shown or not: an arm that is
 rarely shown goes back to its prior instead of keeping a belief from another season.
+A trial that counts w is a trial with 1 / w of the noise variance: less is known of now
+from what was seen then.
 
 Decaying in two steps is decaying in one, and a trial learned late has the weight it
 would have had by now, so the grouping of a fold does not matter: states agree within
@@ -11,9 +13,11 @@ would have had by now, so the grouping of a fold does not matter: states agree w
 References
 ----------
 Raj & Kalyani (2017), Taming Non-stationary Bandits: discounted Thompson sampling, with
-the prior outside of the discount.
+the prior outside of the discount. Russac et al. (2019), Weighted Linear Bandits for
+Non-Stationary Environments, section 3: the same for regressions.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
@@ -21,25 +25,22 @@ import numpy as np
 from bandolero.policies.base import ContextualPolicy, Floats, Ints, Policy, State
 
 AnyState = TypeVar("AnyState", bound=tuple[Any, ...])
+Trials = tuple[Ints, Floats] | tuple[Ints, Floats, Floats]
+"""Arms, rewards (n_trials,); features (n_trials, n_features) where a context decides."""
 
 
 @runtime_checkable
-class Forgetful(Policy[State], Protocol[State]):
-    """A policy whose data may fade."""
+class Forgetful(Protocol[State]):
+    """What a policy has besides whose data may fade."""
 
     @property
     def half_life_s(self) -> float | None:
         """Age at which data count half; None for ever."""
         ...
 
-    def update(
-        self,
-        state: State,
-        arms: Ints,
-        rewards: Floats,
-        weights: Floats | None = None,
-    ) -> State:
-        """State after trials, each counting as much as its weight (n_trials,)."""
+    @property
+    def update(self) -> Callable[..., State]:
+        """That of the policy; last it takes how much each trial counts, (n_trials,)."""
         ...
 
     def decay(self, state: State, elapsed_ms: int) -> State:
@@ -64,11 +65,10 @@ def kept(elapsed_ms: int | Ints, half_life_s: float) -> float | Floats:
 
 
 def learn(
-    policy: Policy[Any],
+    policy: Policy[Any] | ContextualPolicy[Any, Any],
     state: AnyState,
     as_of_ms: int,
-    arms: Ints,
-    rewards: Floats,
+    trials: Trials,
     at_ms: Ints,
 ) -> tuple[AnyState, int]:
     """State after trials that settled at given log times, and the log time it is as of.
@@ -77,15 +77,16 @@ def learn(
     ----------
     as_of_ms
         Log time that `state` is as of; any where it has no data.
-    arms, rewards, at_ms
-        (n_trials,), in any order; times before `as_of_ms` are fine.
+    trials, at_ms
+        What `policy.update` takes, and log times (n_trials,), in any order; times before
+        `as_of_ms` are fine.
     """
     now_ms = max(as_of_ms, int(at_ms.max())) if len(at_ms) else as_of_ms
+    update: Callable[..., AnyState] = policy.update
     if not isinstance(policy, Forgetful) or policy.half_life_s is None:
-        return policy.update(state, arms, rewards), now_ms
+        return update(state, *trials), now_ms
     faded = policy.decay(state, now_ms - as_of_ms)
-    weights = kept(now_ms - at_ms, policy.half_life_s)
-    return policy.update(faded, arms, rewards, weights), now_ms
+    return update(faded, *trials, kept(now_ms - at_ms, policy.half_life_s)), now_ms
 
 
 def aged(

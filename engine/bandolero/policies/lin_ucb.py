@@ -36,6 +36,8 @@ class LinUcb:
         As `bandolero.features.n_features` counts them.
     alpha
         Standard deviations of the prediction, the noise's scale in them.
+    half_life_s
+        Data this old count half; None for ever.
 
     Examples
     --------
@@ -49,26 +51,39 @@ class LinUcb:
 
     n_features: int
     alpha: float = 1.0
+    half_life_s: float | None = None
     kind = "lin_ucb"
     mode = "explore"
 
     @property
     def regression(self) -> LinearThompson:
         """The same regression as `linear_thompson`, another rule on top."""
-        return LinearThompson(self.n_features, prior_precision=1.0)
+        return LinearThompson(
+            self.n_features, prior_precision=1.0, half_life_s=self.half_life_s
+        )
 
     def init(self, n_arms: int) -> LinearState:
         """Prior and no data."""
         return self.regression.init(n_arms)
 
     def update(
-        self, state: LinearState, arms: Ints, rewards: Floats, features: Floats
+        self,
+        state: LinearState,
+        arms: Ints,
+        rewards: Floats,
+        features: Floats,
+        weights: Floats | None = None,
     ) -> LinearState:
         """Add trials: arms, rewards (n_trials,), features (n_trials, n_features).
 
-        Raises as `LinearThompson.update` does.
+        With `weights` (n_trials,), how much each counts. Raises as
+        `LinearThompson.update` does.
         """
-        return self.regression.update(state, arms, rewards, features)
+        return self.regression.update(state, arms, rewards, features, weights)
+
+    def decay(self, state: LinearState, elapsed_ms: int) -> LinearState:
+        """As `LinearThompson.decay`."""
+        return self.regression.decay(state, elapsed_ms)
 
     def add(self, state: LinearState, correction: LinearState) -> LinearState:
         """Sums of both; the prior stays."""

@@ -10,12 +10,20 @@ five times too much where a click is worth 1 and comes in 4 % of trials. Serving
 a narrower belief still (`normal_choice.drawn_belief`), B_k in units of the noise variance
 against the posterior's V_k, and adds OPTIMISM sigma x' (V_k - B_k) x to a prediction.
 
+With a half-life every sum fades, and the prior does not (`forgetting`): a trial that
+counts w is one whose noise has the variance sigma^2 / w. So the posterior is
+(P0 + sum w x x')^-1; discounting as Russac et al. do has the same mean, and the variance
+V (P0 + sum w^2 x x') V, which is that of old trials as sure as new ones: narrower, and
+for a bound on regret, where old trials are a bias and not noise.
+
 References
 ----------
 Agrawal & Goyal (2013), Thompson Sampling for Contextual Bandits with Linear Payoffs,
 section 2.2, algorithm 1. Li et al. (2010), A Contextual-Bandit Approach to Personalized
 News Article Recommendation, section 3.1: disjoint models. Gelman et al. (2013), Bayesian
-Data Analysis, section 14.8: conjugate prior and noise variance.
+Data Analysis, section 14.8: conjugate prior and noise variance. Russac et al. (2019),
+Weighted Linear Bandits for Non-Stationary Environments, section 3. Ibrahim & Chen (2000),
+Power Prior Distributions for Regression Models: likelihoods to a power w.
 """
 
 from dataclasses import dataclass
@@ -25,7 +33,16 @@ import numpy as np
 
 from bandolero._jit import kernel
 from bandolero.policies import normal_choice
-from bandolero.policies.base import Floats, Ints, checked_trials
+from bandolero.policies.base import (
+    Counts,
+    Floats,
+    Ints,
+    checked_trials,
+    checked_weights,
+    count,
+    no_counts,
+)
+from bandolero.policies.forgetting import kept
 from bandolero.policies.normal_choice import (
     EXPLORATION,
     Drawn,
@@ -45,6 +62,8 @@ RIDGE = 1e-11
 """Added to the scaled precision: large features that say the same round the prior away."""
 PRIOR_PRECISION = 10.0
 """A coefficient is about a third of the noise's standard deviation."""
+ROUNDING = 1e-9
+"""Sums of the same trials in another order differ by less, as a share of what was added."""
 
 
 class LinearState(NamedTuple):
@@ -60,7 +79,7 @@ class LinearState(NamedTuple):
     squares
         (n_arms,), sums of r^2.
     trials
-        (n_arms,), int64.
+        (n_arms,), int64, or float64 with a half-life.
     """
 
     prior_mean: Floats
@@ -68,7 +87,7 @@ class LinearState(NamedTuple):
     gram: Floats
     moment: Floats
     squares: Floats
-    trials: Ints
+    trials: Counts
 
 
 class LinearPosterior(NamedTuple):
@@ -102,6 +121,8 @@ class LinearThompson:
         is at most 1/4.
     exploration
         In (0, 1]; see `normal_choice.drawn_belief`.
+    half_life_s
+        Data this old count half; None for ever.
 
     Examples
     --------
@@ -120,6 +141,7 @@ class LinearThompson:
     noise_variance: float = 0.25
     noise_trials: float = 1.0
     exploration: float = EXPLORATION
+    half_life_s: float | None = None
     kind = "linear_thompson"
     mode = "explore"
 
@@ -132,35 +154,57 @@ class LinearThompson:
             np.zeros((n_arms, d * (d + 1) // 2)),
             np.zeros((n_arms, d)),
             np.zeros(n_arms),
-            np.zeros(n_arms, np.int64),
+            no_counts(n_arms, self.half_life_s),
         )
 
     def update(
-        self, state: LinearState, arms: Ints, rewards: Floats, features: Floats
+        self,
+        state: LinearState,
+        arms: Ints,
+        rewards: Floats,
+        features: Floats,
+        weights: Floats | None = None,
     ) -> LinearState:
         """Add trials: arms and rewards (n_trials,), features (n_trials, n_features).
+
+        With `weights` (n_trials,), how much each counts.
 
         Raises
         ------
         ValueError
             When shapes do not fit, an arm is unknown, or there is nan or inf.
         """
+        n_arms = len(state.trials)
         arms, rewards, features = checked_trials(
-            len(state.trials), self.n_features, arms, rewards, features
+            n_arms, self.n_features, arms, rewards, features
         )
         grown = state._replace(
             gram=state.gram.copy(),
             moment=state.moment.copy(),
             squares=state.squares.copy(),
-            trials=state.trials.copy(),
+            trials=state.trials + count(arms, n_arms, weights),
         )
-        _accumulate(*grown[2:], arms, rewards, features)
+        counted = checked_weights(weights, len(arms))
+        _accumulate(*grown[2:5], arms, rewards, features, counted)
         return grown
+
+    def decay(self, state: LinearState, elapsed_ms: int) -> LinearState:
+        """The state so much later: sums shrink, and the prior is what stays."""
+        if self.half_life_s is None:
+            return state
+        share = kept(elapsed_ms, self.half_life_s)
+        return state._replace(
+            gram=share * state.gram,
+            moment=share * state.moment,
+            squares=share * state.squares,
+            trials=share * state.trials,
+        )
 
     def observe(self, state: LinearState, arm: int, reward: float, x: Floats) -> None:
         """Add one trial in place, for a caller that owns the state; inputs unchecked."""
         _, _, gram, moment, squares, trials = state
-        _observe(gram, moment, squares, trials, arm, reward, x)
+        _observe(gram, moment, squares, arm, reward, x, 1.0)
+        trials[arm] += 1
 
     def posterior(self, state: LinearState) -> LinearPosterior:
         """Solve each arm's regression; O(n_arms n_features^3), once per snapshot.
@@ -216,12 +260,15 @@ class LinearThompson:
         """Sums of both; the prior stays.
 
         An arm whose sums no data could have given afterwards, because more was taken back
-        than had been learned, has none.
+        than had been learned (or all but for `ROUNDING`), has none.
         """
         gram = state.gram + correction.gram
         trials = state.trials + correction.trials
         diagonal = np.cumsum(np.r_[0, np.arange(self.n_features, 1, -1)])
-        possible = (trials > 0) & (gram[:, diagonal] >= 0.0).all(axis=1)
+        added = np.abs(state.gram) + np.abs(correction.gram)
+        least = -ROUNDING * added[:, diagonal]
+        possible = trials > ROUNDING * np.abs(correction.trials)
+        possible &= (gram[:, diagonal] >= least).all(axis=1)
         squares = np.maximum(state.squares + correction.squares, 0.0)
         return state._replace(
             gram=gram * possible[:, None],
@@ -245,24 +292,23 @@ def _observe(
     gram: Floats,
     moment: Floats,
     squares: Floats,
-    trials: Ints,
     arm: int,
     reward: float,
     x: Floats,
+    weight: float,
 ) -> None:
     """Add one trial to the sums of its arm."""
     d, packed, at = x.size, gram[arm], 0
     for i in range(d):
         # Slices from 0, since an index that may be negative is not vectorised.
-        row, rest, xi = packed[at : at + d - i], x[i:], x[i]
+        row, rest, xi = packed[at : at + d - i], x[i:], weight * x[i]
         for j in range(rest.size):
             row[j] += xi * rest[j]
         at += d - i
     sums = moment[arm]
     for i in range(d):
-        sums[i] += reward * x[i]
-    squares[arm] += reward * reward
-    trials[arm] += 1
+        sums[i] += weight * reward * x[i]
+    squares[arm] += weight * reward * reward
 
 
 @kernel
@@ -270,11 +316,12 @@ def _accumulate(
     gram: Floats,
     moment: Floats,
     squares: Floats,
-    trials: Ints,
     arms: Ints,
     rewards: Floats,
     features: Floats,
+    weights: Floats,
 ) -> None:
     """Add trials, one after the other."""
     for t in range(arms.size):
-        _observe(gram, moment, squares, trials, arms[t], rewards[t], features[t])
+        x = features[t]
+        _observe(gram, moment, squares, arms[t], rewards[t], x, weights[t])

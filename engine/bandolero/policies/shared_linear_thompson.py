@@ -102,6 +102,8 @@ class SharedLinearThompson:
         First guess of the noise variance, worth so many trials; both positive.
     exploration
         In (0, 1]; see `normal_choice.drawn_belief`.
+    half_life_s
+        Data this old count half; None for ever.
 
     Examples
     --------
@@ -121,23 +123,37 @@ class SharedLinearThompson:
     noise_variance: float = 0.25
     noise_trials: float = 1.0
     exploration: float = EXPLORATION
+    half_life_s: float | None = None
     kind = "shared_linear_thompson"
     mode = "explore"
 
     @property
     def sums(self) -> LinearThompson:
         """Keeper of the state: the sums are those of one regression an arm."""
-        return LinearThompson(self.n_features, prior_precision=self.prior_precision)
+        return LinearThompson(
+            self.n_features,
+            prior_precision=self.prior_precision,
+            half_life_s=self.half_life_s,
+        )
 
     def init(self, n_arms: int) -> LinearState:
         """No data. The prior in this state is not used: the joint one is this policy's."""
         return self.sums.init(n_arms)
 
     def update(
-        self, state: LinearState, arms: Ints, rewards: Floats, features: Floats
+        self,
+        state: LinearState,
+        arms: Ints,
+        rewards: Floats,
+        features: Floats,
+        weights: Floats | None = None,
     ) -> LinearState:
         """Add trials; see `LinearThompson.update`."""
-        return self.sums.update(state, arms, rewards, features)
+        return self.sums.update(state, arms, rewards, features, weights)
+
+    def decay(self, state: LinearState, elapsed_ms: int) -> LinearState:
+        """As `LinearThompson.decay`."""
+        return self.sums.decay(state, elapsed_ms)
 
     def observe(self, state: LinearState, arm: int, reward: float, x: Floats) -> None:
         """Add one trial in place, for a caller that owns the state; inputs unchecked."""
