@@ -169,9 +169,9 @@ def test_recorded_contexts_by_column_are_the_rows(
 def test_what_a_worker_records_is_read_by_column(texts: list[str]) -> None:
     """No context that a worker wrote is left to the slow way."""
     is_escaped = [chr(92) in text for text in texts]
-    plain, values = columns_of(pa.chunked_array([texts]), SCHEMA)
-    assert plain.tolist() == [not escaped for escaped in is_escaped]
-    assert len(values) == len(SCHEMA)
+    found = columns_of(pa.chunked_array([texts]), SCHEMA)
+    assert found.plain.tolist() == [not escaped for escaped in is_escaped]
+    assert found.numbers.shape == (len(SCHEMA), is_escaped.count(False))
 
 
 def test_recorded_contexts_of_no_schema_are_the_intercept() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bandolero._jit import kernel
 from bandolero.experiment import OTHER, CategoricalField, ContextField, CyclicField
-from bandolero.recorded import columns_of
+from bandolero.recorded import Columns, columns_of
 
 NUMERIC_MAX = 1e9
 """Larger features are taken as this large: their squares and sums stay finite."""
@@ -27,6 +27,7 @@ ENCODED_AT_ONCE = 16_384
 """Recorded contexts whose features are made together, so that they stay in the cache."""
 Context = dict[str, str | float]
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 def known_context(
@@ -135,32 +136,30 @@ class FeatureMap:
         for start in range(0, len(texts), ENCODED_AT_ONCE):
             some = texts.slice(start, ENCODED_AT_ONCE)
             part = x[start : start + len(some)]
-            plain, values = columns_of(some, self.schema)
-            if plain.all() and values:
-                self._fill(part, values)
+            found = columns_of(some, self.schema)
+            plain = found.plain
+            if plain.all() and plain.size:
+                self._fill(part, found)
                 continue
-            if values:
-                part[plain] = self._fill(part[plain], values)
+            if plain.any():
+                part[plain] = self._fill(part[plain], found)
             said = [_said(text) for text in some.filter(pa.array(~plain)).to_pylist()]
             part[~plain] = self.encode_batch(said)
         return x
 
-    def _fill(self, x: Floats, values: Sequence[pa.Array]) -> Floats:
-        """Features into zeros (n, n_features), of values (n,) for each field."""
+    def _fill(self, x: Floats, given: Columns) -> Floats:
+        """Features into zeros (n, n_features), of n plain contexts."""
         x[:, 0] = 1.0
-        for part, given in zip(self._parts, values, strict=True):
-            _, start, columns, period, _ = part
-            if columns:
-                level = pc.index_in(given, value_set=pa.array(columns))
-                other = columns[OTHER] - start
+        for part, texts in zip(self._parts, given.texts, strict=True):
+            if texts is not None:
+                level = pc.index_in(texts, value_set=pa.array(part.columns))
+                other = part.columns[OTHER] - part.start
                 at = np.asarray(pc.fill_null(level, other).to_numpy())
-                x[np.arange(len(x)), start + at] = 1.0
-                continue
-            numbers = np.asarray(given.to_numpy()) + 0.0
-            if period:
-                _circle(x, start, np.fmod(numbers, period) / period)
-            else:
-                x[:, start] = np.clip(numbers, -NUMERIC_MAX, NUMERIC_MAX)
+                x[np.arange(len(x)), part.start + at] = 1.0
+        # A period of -1 is none: there stand texts.
+        periods = [-1.0 if part.columns else part.period for part in self._parts]
+        starts = np.array([part.start for part in self._parts])
+        _fill_numbers(x, starts, np.array(periods), given.numbers)
         return x
 
 
@@ -198,11 +197,20 @@ def _number(given: object) -> float | None:
 
 
 @kernel
-def _circle(x: Floats, start: int, turns: Floats) -> None:
-    """Sine and cosine of a cyclic field; the C library's, as `encode` has them."""
-    for i in range(turns.size):
-        angle = math.tau * turns[i]
-        x[i, start], x[i, start + 1] = math.sin(angle), math.cos(angle)
+def _fill_numbers(x: Floats, starts: Ints, periods: Floats, numbers: Floats) -> None:
+    """Features of all fields that are numbers, (n_fields, n) of them, row by row.
+
+    periods: 0 where a field is not cyclic, below 0 where it is no number. Sine and cosine
+    are the C library's, as `encode` has them.
+    """
+    for i in range(len(x)):
+        for f in range(starts.size):
+            at, number = starts[f], numbers[f, i] + 0.0
+            if periods[f] > 0.0:
+                angle = math.tau * (np.fmod(number, periods[f]) / periods[f])
+                x[i, at], x[i, at + 1] = math.sin(angle), math.cos(angle)
+            elif periods[f] == 0.0:
+                x[i, at] = min(max(number, -NUMERIC_MAX), NUMERIC_MAX)
 
 
 def _said(text: str | None) -> dict[str, object]:

@@ -6,6 +6,7 @@ in no others; those are left to who reads JSON.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,52 +19,62 @@ from bandolero._jit import kernel
 from bandolero.experiment import CategoricalField, ContextField
 
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Offsets = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
+_EXACT_DIGITS = 15
+_POWERS = np.array([float(10**n) for n in range(_EXACT_DIGITS + 1)])
 _QUOTE, _BACKSLASH, _SPACE, _MINUS, _PLUS, _POINT, _ZERO, _NINE, _END = b'"\\ -+.09}'
 
 
 class Columns(NamedTuple):
     """Values of the contexts that were written as expected, in order.
 
-    plain: which of the texts these are, (n_texts,). values: an array (n_plain,) for each
-    field of the schema: of strings where it is categorical, else of finite numbers.
+    plain: which of the texts these are, (n_texts,). texts: for each field of the schema
+    an array of strings (n_plain,); None where it is not categorical. numbers: finite, of
+    the other fields, (n_fields, n_plain).
     """
 
     plain: Bools
-    values: list[pa.Array]
+    texts: list[pa.Array | None]
+    numbers: Floats
 
 
 def columns_of(texts: pa.ChunkedArray, schema: Sequence[ContextField]) -> Columns:
     """Recorded contexts as columns; none of them is plain where a number is too large."""
-    none = Columns(np.zeros(len(texts), np.bool_), [])
+    none = Columns(np.zeros(len(texts), np.bool_), [], np.empty((len(schema), 0)))
     if not schema or not len(texts):
         return none
     given = pc.fill_null(texts, "").combine_chunks()
     _, offsets, data = given.buffers()
     ends = np.frombuffer(offsets, np.int32)[given.offset :][: len(given) + 1]
     spans = np.empty((len(given), 2 * len(schema)), np.int32)
+    numbers = np.zeros((len(schema), len(given)))
     heads, head_ends = _heads(schema)
     is_text = np.array([isinstance(field, CategoricalField) for field in schema])
     characters = np.frombuffer(data or b"", np.uint8)
-    plain = _find_values(characters, ends, heads, head_ends, is_text, spans)
+    plain = _find_values(characters, ends, heads, head_ends, is_text, spans, numbers)
+    if not plain.all():
+        spans, numbers = spans[plain], numbers[:, plain]
     # Values and what stands between them take turns: one array over the same bytes.
-    spans = np.ascontiguousarray(spans[plain])
     n_parts = max(spans.size - 1, 0)
     parts = pa.StringArray.from_buffers(n_parts, pa.py_buffer(spans), data)
     firsts = np.arange(len(spans)) * spans.shape[1]
-    values = [parts.take(pa.array(firsts + 2 * i)) for i in range(len(schema))]
-    try:
-        values = [
-            value if text else pc.cast(value, pa.float64())
-            for value, text in zip(values, is_text, strict=True)
-        ]
-    except pa.ArrowInvalid:
+    for i in np.flatnonzero(np.isnan(numbers).any(axis=1)).tolist():
+        left = np.flatnonzero(np.isnan(numbers[i]))
+        long = parts.take(pa.array(firsts[left] + 2 * i))
+        try:
+            numbers[i, left] = pc.cast(long, pa.float64())
+        except pa.ArrowInvalid:
+            return none
+    if not np.isfinite(numbers).all():
         return none
-    numbers = [v for v in values if pa.types.is_floating(v.type)]
-    finite = all(pc.all(pc.is_finite(v)).as_py() is not False for v in numbers)
-    return Columns(plain, values) if finite else none
+    found = [
+        parts.take(pa.array(firsts + 2 * i)) if text else None
+        for i, text in enumerate(is_text)
+    ]
+    return Columns(plain, found, numbers)
 
 
 def _heads(schema: Sequence[ContextField]) -> tuple[Bytes, Ints]:
@@ -127,6 +138,29 @@ def _after_number(data: Bytes, at: int, end: int) -> int:
 
 
 @kernel
+def _short_decimal(data: Bytes, start: int, end: int) -> float:
+    """The number that stands there; nan of one that is long, or has a power of ten.
+
+    Whole numbers and powers of ten below 10^15 are floats themselves, so the one divided
+    by the other is rounded once (Clinger 1990, How to Read Floating Point Numbers).
+    """
+    if end - start > _EXACT_DIGITS:
+        return math.nan
+    whole, sign, n_after = 0, 1.0, 0
+    for j in range(start, end):
+        byte = int(data[j])
+        if byte == _MINUS:
+            sign = -1.0
+        elif byte == _POINT:
+            n_after = end - j - 1
+        elif _ZERO <= byte <= _NINE:
+            whole = 10 * whole + byte - _ZERO
+        else:
+            return math.nan
+    return float(sign * whole / _POWERS[n_after])
+
+
+@kernel
 def _find_values(
     data: Bytes,
     ends: Offsets,
@@ -134,8 +168,12 @@ def _find_values(
     head_ends: Ints,
     is_text: Bools,
     spans: Offsets,
+    numbers: Floats,
 ) -> Bools:
-    """Fill in start and end of every value; whether a text is as expected, (n_texts,)."""
+    """Fill in start and end of every value, and its number where it is a short one.
+
+    Whether a text is as expected, (n_texts,).
+    """
     plain = np.zeros(ends.size - 1, np.bool_)
     for i in range(plain.size):
         at, end = int(ends[i]), int(ends[i + 1])
@@ -151,5 +189,7 @@ def _find_values(
             if at < 0:
                 break
             spans[i, 2 * f], spans[i, 2 * f + 1] = start + quote, at - quote
+            if not quote:
+                numbers[f, i] = _short_decimal(data, start, at)
         plain[i] = at >= 0 and at == end - 1 and data[at] == _END
     return plain
