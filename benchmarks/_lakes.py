@@ -1,4 +1,4 @@
-"""Lakes of any size, as the archiver would have left them: `write_lake`.
+"""Lakes of any size, as archiver or ingestion would have left them: `write_lake`.
 
 Vectorised, and one file at a time, so that a lake may be larger than memory. Every
 hundredth decision is clicked, every hundredth click is late, every fiftieth taken back.
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bandolero.experiment import Experiment, ExperimentRecord, parse_experiment
-from bandolero.lake.catalog import Lake
+from bandolero.lake.catalog import INGESTED, Lake
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
 
 START_MS = 1_795_219_200_000
@@ -47,9 +47,17 @@ class Made(NamedTuple):
 
 
 def write_lake(
-    folder: str, n_decisions: int, n_files: int, n_features: int = 0
+    folder: str,
+    n_decisions: int,
+    n_files: int,
+    n_features: int = 0,
+    *,
+    is_live: bool = True,
 ) -> Made:
-    """A day of decisions in `n_files` files, and a day later the last events."""
+    """A day of decisions in `n_files` files, and a day later the last events.
+
+    With `is_live` they came by the log; else by files, so that nobody learned of them.
+    """
     lake = Lake(folder)
     records = [record_of(i, n_features) for i in range(N_EXPERIMENTS)]
     rng = np.random.default_rng(5)
@@ -63,9 +71,11 @@ def write_lake(
         told = pa.concat_tables([late, _events(rng, decisions)])
         is_late = pc.greater(told["log_ms"], span[1])
         told, late = told.filter(pc.invert(is_late)), told.filter(is_late)
-        lake.commit("s0", after, span[1], {"decisions": decisions, "events": told})
+        shard = "s0" if is_live else f"{INGESTED}decisions-{i:012x}"
+        lake.commit(shard, after, span[1], {"decisions": decisions, "events": told})
         after, n_events = span[1], n_events + told.num_rows
-    lake.commit("s0", after, START_MS + 2 * DAY_MS, {"events": late})
+    shard = "s0" if is_live else f"{INGESTED}events-{n_files:012x}"
+    lake.commit(shard, after, START_MS + 2 * DAY_MS, {"events": late})
     return Made(lake, records, n_decisions, n_events + late.num_rows)
 
 
