@@ -225,9 +225,7 @@ def test_a_kept_prior_is_no_failure() -> None:
 
 def test_a_new_experiment_takes_what_was_published_and_only_that() -> None:
     """With a prior published it must have one, and without it none; what it has is told."""
-    line = (
-        "prior of demo/click.binary.decision, version 1 from 40 variants, published: …"
-    )
+    published = {"priors": {"demo/click.binary.decision": {"outcome": "published"}}}
     variant: dict[str, Any] = {"id": "p1", "prior": None}
     cold: dict[str, Any] = {"spec": {"variants": [variant]}, "prior_sources": {}}
     source = {"objective": "click.binary.decision", "group": "", "version": 1}
@@ -237,7 +235,9 @@ def test_a_new_experiment_takes_what_was_published_and_only_that() -> None:
         "prior_sources": {"p1": source},
     }
     checks = [
-        prior_check(night, record) for night in (line, "") for record in (warm, cold)
+        prior_check(night, record)
+        for night in (published, {})
+        for record in (warm, cold)
     ]
     assert passed(tuple(checks)) == [True, False, False, True]
     assert checks[0].seen == "Beta(2.00, 140.0), version 1 of click.binary.decision"

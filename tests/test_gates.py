@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 from scipy.special import betaln
 
-from bandolero.evaluate import Difference, difference
 from bandolero.inference.families import BetaFamily, Facts, rates
 from bandolero.inference.priors import fit
 from bandolero.lake.gates import (
@@ -121,7 +120,7 @@ def _row(variant: str, stage: int, e: float, rewards: list[float]) -> dict[str, 
 
 
 def test_first_value_is_the_difference_of_the_rows() -> None:
-    """From sums comes the gain that `evaluate.difference` gives for the rows themselves."""
+    """From sums comes the mean of (w_new - w_old) (r - mean r) over the rows themselves."""
     rng = np.random.default_rng(3)
     made = {
         (v, s): (rng.random(900) < p).astype(float)
@@ -144,10 +143,11 @@ def test_first_value_is_the_difference_of_the_rows() -> None:
             columns.append(np.full(len(r), p))
     rewards = np.concatenate(list(made.values()))
     new_p, old_p = (np.concatenate(columns) for columns in chosen.values())
-    straight = difference(rewards, np.full(3600, 0.5), new_p, old_p)
-    assert isinstance(straight, Difference)
-    assert f"earn {straight.gain:+.3g} each" in finding.message
-    assert f"to {straight.old:.3g}" in finding.message
+    w_new, w_old, residual = new_p / 0.5, old_p / 0.5, rewards - rewards.mean()
+    gain = ((w_new - w_old) * residual).mean()
+    assert f"earn {gain:+.3g} each" in finding.message
+    value = rewards.mean() + (w_old * residual).mean()
+    assert f"to {value:.3g}" in finding.message
 
 
 def replay_of(rng: np.random.Generator, new: BetaThompson, old: BetaThompson) -> Replay:

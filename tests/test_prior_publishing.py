@@ -302,7 +302,7 @@ def test_rollback_goes_to_the_version_before_by_default(
     """Without a version it is the one before; where there is none it is refused."""
     roll_back(place, None, RATES, None)
     assert in_force(store).parameters["alpha"] == 3.0
-    with pytest.raises(CommandError, match="version == 0, must be one of 1"):
+    with pytest.raises(CommandError, match="version 1 is the first"):
         roll_back(place, None, URGENT, None)
     publish(store, prior(9.0), tenant="rival")
     with pytest.raises(UsageError, match="acme, rival: say --tenant"):

@@ -195,9 +195,9 @@ def refresh(
     lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
-    """Settle the lake with late events and corrections, and correct the learner.
+    """Run the nightly job: settle with hindsight, correct, fit priors, compact the lake.
 
-    Then priors are fitted and published, and the lake's files of past days compacted.
+    Exit code 3 says that a gate kept a prior back, and the one in force stays.
     """
     place = place_of(store, data_dir, lake)
     chosen = (engine, memory_limit, spark_master)

@@ -50,7 +50,7 @@ def evaluate(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Parquet or CSV: [decision_id,] variant_id, probability.",
+            help="Parquet or CSV: variant_id, probability, and decision_id if by decision.",
         ),
     ] = None,
     from_: Annotated[
@@ -68,7 +68,7 @@ def evaluate(
     lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
-    """Say what a policy that did not serve would have earned, or that the log cannot."""
+    """Say what a policy that did not serve would have earned, or that the log cannot say."""
     if format not in FORMATS:
         rule = f"must be one of {', '.join(FORMATS)}."
         raise typer.BadParameter(f"{format!r}, {rule}", param_hint="--format")

@@ -27,9 +27,8 @@ def diff(
     """Two versions of a prior side by side: by default the newest, and the one before."""
     with place.store() as store:
         versions = _versions(store, _owner(store, tenant), name)
-    newest = max(versions)
-    to = _one(versions, newest if new is None else new)
-    before = _one(versions, to.version - 1 if old is None else old)
+    to = _one(versions, max(versions) if new is None else new)
+    before = _before(versions, to) if old is None else _one(versions, old)
     for prior in (before, to):
         _say(_line(prior))
     for parameter, value in to.parameters.items():
@@ -43,7 +42,7 @@ def roll_back(place: Place, tenant: str | None, name: Name, to: int | None) -> N
         owner = _owner(store, tenant)
         versions = _versions(store, owner, name)
         current = versions[max(versions)]
-        earlier = _one(versions, current.version - 1 if to is None else to)
+        earlier = _before(versions, current) if to is None else _one(versions, to)
 
         def back(book: PriorBook) -> list[PublishedPrior]:
             newest = book.get(*name) or current
@@ -98,6 +97,15 @@ def _one(versions: dict[int, PublishedPrior], version: int) -> PublishedPrior:
         rule = f"must be one of {', '.join(map(str, sorted(versions)))}."
         raise CommandError(f"version == {version}, {rule}")
     return versions[version]
+
+
+def _before(
+    versions: dict[int, PublishedPrior], prior: PublishedPrior
+) -> PublishedPrior:
+    if prior.version == min(versions):
+        first = f"{_shown(prior.name)} version {prior.version}"
+        raise CommandError(f"{first} is the first: there is none before it.")
+    return _one(versions, prior.version - 1)
 
 
 def _shown(name: Name) -> str:

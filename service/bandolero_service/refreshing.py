@@ -46,6 +46,15 @@ SPLIT_DAYS = 7
 past."""
 
 
+OUTCOMES = {
+    "published": "is version {version}",
+    "unchanged": "as it was",
+    "blocked": "is kept back: the one in force stays",
+    "held": "is left: an earlier one is held by a rollback",
+    "stale": "is left: the one in force is of a later night",
+}
+
+
 class Found(NamedTuple):
     """What a night found, and what becomes of each prior."""
 
@@ -238,25 +247,37 @@ def _told(refit: "Refit") -> dict[str, Any]:
 
 
 def _lines(told: dict[str, Any]) -> Iterator[str]:
-    repeats = f" ({told['repeated']:,} are repeats)" if told["repeated"] else ""
+    """A summary for people: what there was, what is out of the ordinary, the priors."""
+    at = datetime.fromisoformat(told["watermark"])
+    dry = "" if told["published"] else " (dry run: nothing is published)"
     yield (
-        f"refresh up to {told['watermark']}: {told['settled']:,} decisions settled of"
-        f" {told['decisions']:,}{repeats}, {told['events']:,} events, {told['late_events']:,} late,"
-        f" {len(told['corrected_experiments'])} experiments corrected,"
-        f" {sum(told['corrected_decisions'].values()):,} decisions told otherwise,"
-        f" {len(told['bad_files'])} bad files, {told['seconds']:.1f} s"
-        f"{'' if told['published'] else ' (dry run: nothing was published)'}"
+        f"refresh up to {at:%Y-%m-%d %H:%M:%S} UTC: {told['settled']:,} of"
+        f" {told['decisions']:,} decisions settled, with {told['events']:,} events,"
+        f" in {told['seconds']:.1f} s{dry}"
     )
+    counts = {
+        "late events": told["late_events"],
+        "repeats of decisions left out": told["repeated"],
+        "rewards told otherwise than learned": sum(
+            told["corrected_decisions"].values()
+        ),
+        "experiments corrected": len(told["corrected_experiments"]),
+        "bad files left out": len(told["bad_files"]),
+    }
+    if found := [f"{what}: {n:,}" for what, n in counts.items() if n]:
+        yield "  " + "; ".join(found)
     yield from _compaction_lines(told["compacted"] or {})
     for name, prior in told["priors"].items():
-        values = ", ".join(f"{k} {v:.4g}" for k, v in prior["parameters"].items())
-        yield (
-            f"prior of {name}, version {prior['version']} from {prior['n_variants']}"
-            f" variants, {prior['outcome']}: {values}"
-        )
-        for gate in prior["gates"]:
-            if gate["blocks"]:
-                yield f"  blocked by the gate of {gate['gate']}: {gate['message']}"
+        yield from _prior_lines(name, prior)
+
+
+def _prior_lines(name: str, told: dict[str, Any]) -> Iterator[str]:
+    outcome = OUTCOMES[told["outcome"]].format(**told)
+    values = ", ".join(f"{k} {v:.4g}" for k, v in told["parameters"].items())
+    yield f"prior of {name}: {values}, from {told['n_variants']} variants, {outcome}"
+    for gate in told["gates"]:
+        if gate["blocks"]:
+            yield f"  blocked by the gate of {gate['gate']}: {gate['message']}"
 
 
 def _compaction_lines(told: dict[str, Any]) -> Iterator[str]:

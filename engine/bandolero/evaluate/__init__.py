@@ -6,28 +6,23 @@ estimators   ips, snips, dm, dr, switch_dr, dros
 intervals    how sure a value is: bootstrap, empirical Bernstein
 support      whether the log can say anything: diagnostics and limits on them
 evaluation   all of these together: `evaluate`
-difference   two policies on one log, paired
 reading      trials of an experiment from the lake
 targets      policies, served snapshots and tables as probabilities of every arm
 answer       an experiment's log and a target put together; `telling` says it
 """
 
-from bandolero.evaluate.difference import Difference, difference
 from bandolero.evaluate.evaluation import Estimate, Evaluation, evaluate
 from bandolero.evaluate.intervals import Interval
-from bandolero.evaluate.support import NotEnoughSupport, Support, Weights
+from bandolero.evaluate.support import Support, Weights
 from bandolero.evaluate.trials import Situations, Trials
 
 __all__ = [
-    "Difference",
     "Estimate",
     "Evaluation",
     "Interval",
-    "NotEnoughSupport",
     "Situations",
     "Support",
     "Trials",
     "Weights",
-    "difference",
     "evaluate",
 ]

@@ -151,7 +151,7 @@ def evaluate_experiment(
         evaluation=evaluate(trials, _probabilities(record, source, after, cases)),
         variant_ids=record.spec.variant_ids,
         from_ms=begin_ms,
-        to_ms=end_ms,
+        to_ms=min(end_ms, int(after.numbers("decided_at_ms").max()) + 1),
         n_learned=n_learned,
         pending=logged.pending,
         bad_files=logged.bad_files,

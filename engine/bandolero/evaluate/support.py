@@ -41,12 +41,6 @@ REWARDS_FEW = 10.0
 """Fewer effective rewards leave the intervals rough: said, not refused."""
 
 
-class NotEnoughSupport(NamedTuple):
-    """The answer where a log says too little of a target; why, a sentence each."""
-
-    reasons: tuple[str, ...]
-
-
 class Weights(NamedTuple):
     """What the weights of a log say of its use for a target.
 
@@ -116,7 +110,7 @@ def support_of(trials: Trials, target: Floats, weights: Floats) -> Support:
         for name, levels in trials.situations.levels.items()
     }
     calibration = calibration_of(trials)
-    reasons = weight_reasons(found)
+    reasons = _weight_reasons(found)
     reasons += _unseen_reasons(unseen, by_field) + _calibration_reasons(calibration)
     notes = []
     if found.rewards_effective < REWARDS_FEW:
@@ -142,25 +136,25 @@ def weights_of(weights: Floats, rewards: Floats, clusters: Ints | None) -> Weigh
     )
 
 
-def weight_reasons(found: Weights, target: str = "the target") -> tuple[str, ...]:
+def _weight_reasons(found: Weights) -> tuple[str, ...]:
     """Which limits weights break, a sentence each; none where they support the target."""
     reasons = []
     if found.effective < EFFECTIVE_MIN:
         rule = f"must be >= {EFFECTIVE_MIN:g}"
         reasons.append(
-            f"effective trials of {target} == {found.effective:.1f}, {rule}."
+            f"effective trials of the target == {found.effective:.1f}, {rule}."
         )
     if found.largest_share > LARGEST_SHARE_MAX:
         rule = f"must be <= {LARGEST_SHARE_MAX:.0%}"
         share = f"{found.largest_share:.1%}"
-        reasons.append(f"one trial has {share} of the weight of {target}, {rule}.")
+        reasons.append(f"one trial has {share} of the weight of the target, {rule}.")
     if found.rewarded < REWARDED_MIN:
         rule = f"must be >= {REWARDED_MIN}"
-        reasons.append(f"rewarded trials of {target} == {found.rewarded}, {rule}.")
+        reasons.append(f"rewarded trials of the target == {found.rewarded}, {rule}.")
     off = abs(found.mean - 1.0)
     if off > max(MEAN_OFF_MAX, _chance(1) * found.error):
         rule = "must be 1 but for chance: propensities are wrong, or variants missing"
-        reasons.append(f"mean weight of {target} == {found.mean:.4f}, {rule}.")
+        reasons.append(f"mean weight of the target == {found.mean:.4f}, {rule}.")
     return tuple(reasons)
 
 

@@ -14,6 +14,7 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.fold import MEASURES, Correction
 from bandolero.lake.context_changes import changes_by_context
 from bandolero.lake.engines import Engine
+from bandolero.lake.measures import in_order
 from bandolero.lake.settling import EXPERIMENT, half_life_s, quiet
 from bandolero.lake.traffic import REPEATED
 
@@ -76,7 +77,8 @@ def corrections_of(
         All by variant, as if nothing had been told of them; from `roll_up`.
     """
     changed = engine.keep(_changed(settled))
-    rows = engine.to_arrow(_by_variant(_differences(changed), untold))
+    by_variant = _by_variant(_differences(changed), untold)
+    rows = in_order(engine.to_arrow(by_variant), (*EXPERIMENT, "variant_id"))
     never = closed.filter(closed.live_cut_ms < 0)
     by_context = changes_by_context(engine, records, changed, never)
     found = {

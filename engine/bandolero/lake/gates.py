@@ -99,8 +99,8 @@ def first_value(replays: Sequence[Replay]) -> Finding:
     """Whether experiments would have earned less at first with the refreshed prior.
 
     At each stage both policies have learned what was logged before it; what they differ
-    by is judged on what the stage's decisions earned: the mean of
-    (w_new - w_old) (r - mean r), as `bandolero.evaluate.difference`, from sums. Blocks
+    by is judged on what the stage's decisions earned: from sums, the mean of
+    (w_new - w_old) (r - mean r), doubly robust with the mean reward for a model. Blocks
     where the upper bound of its 95 % interval is a loss of more than 1 %.
 
     References

@@ -12,7 +12,6 @@ from bandolero_service.demo.play import Play
 REFRESH_EXIT_CODES = (0, 3)
 # A click that a busy machine delays past the window of one second is not learned.
 LEARNED_SHARE_MIN = 0.99
-PUBLISHED = " variants, published:"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def night_checks(
     )
 
 
-def prior_check(night: str, record: Mapping[str, Any]) -> Check:
+def prior_check(night: Mapping[str, Any], record: Mapping[str, Any]) -> Check:
     """Whether a new experiment took the prior that the night published, if it did."""
     first = record["spec"]["variants"][0]
     source = record["prior_sources"].get(first["id"])
@@ -82,7 +81,8 @@ def prior_check(night: str, record: Mapping[str, Any]) -> Check:
             f"Beta({prior['alpha']:.2f}, {prior['beta']:.1f}),"
             f" version {source['version']} of {source['objective']}"
         )
-    was_published = PUBLISHED in night
+    outcomes = {prior["outcome"] for prior in night.get("priors", {}).values()}
+    was_published = "published" in outcomes
     return Check(
         "a new experiment starts with what the night learned",
         was_published == (source is not None),

@@ -1,5 +1,6 @@
 """The stages of the demo, each with its progress, each through the public contract."""
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -122,17 +123,19 @@ def archive(narrator: Narrator) -> None:
 
 def refresh_and_replay(
     server: PrivateServer, experiment_id: str, narrator: Narrator
-) -> tuple[str, tuple[Check, ...]]:
-    """Refresh, and replay one experiment, beside the running server; what refresh said."""
+) -> tuple[dict[str, Any], tuple[Check, ...]]:
+    """Refresh, and replay one experiment, beside the running server; the night's summary."""
+    summary = server.data_dir / "night.json"
     with narrator.stage("Refreshing from the lake"):
-        refresh = server.command("refresh")
+        refresh = server.command("refresh", "--summary", str(summary))
     with narrator.stage("Replaying one experiment"):
         replay = server.command("replay", experiment_id, "--tenant", TENANT)
-    return refresh.stdout, night_checks(refresh, replay)
+    night = json.loads(summary.read_text()) if summary.exists() else {}
+    return night, night_checks(refresh, replay)
 
 
 def start_warm(
-    client: Client, test: Environment, night: str, narrator: Narrator
+    client: Client, test: Environment, night: dict[str, Any], narrator: Narrator
 ) -> tuple[Check, ...]:
     """Start one more experiment: it believes what the night learned from the others."""
     path = f"/v1/experiments/{NEXT}"
