@@ -1,19 +1,28 @@
 """Compacting in the service: by the refresh, and never while an erasure is at work."""
 
+import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pytest
 
 from bandolero.epochs import DAY_MS
-from bandolero.lake.catalog import Lake
+from bandolero.lake.catalog import TABLES, Lake
 from bandolero_service import keys
 from bandolero_service.erasures import ask, work_off
 from bandolero_service.refreshing import _compacted
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from service_helpers import (
+    SLOWER,
+    Running,
+    click,
+    experiment,
     needs_server,
+    running_server,
+    wait_for,
 )
 from small_commits import FIRST_MS, fill
 from worker import AUTHOR
@@ -28,6 +37,52 @@ N_PAST = 8
 def lake(tmp_path: Path) -> Lake:
     """Two days of small commits of all four shards."""
     return fill(Lake(tmp_path / "lake"), FIRST_MS, ALL_SHARDS, N_PAST)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240 * SLOWER)
+def test_a_night_compacts_what_the_archiver_left(tmp_path: Path) -> None:
+    """Days before today become a commit each while the server decides and archives; what
+    it reports, replays and explains is as before, and the next night has nothing to do."""
+    today_ms = int(time.time() * 1000) // DAY_MS * DAY_MS
+    lake = fill(Lake(tmp_path), today_ms - 2 * DAY_MS, ALL_SHARDS, N_PAST)
+    with running_server(environment={"BANDOLERO_LAKE": str(tmp_path)}) as server:
+        server.begin(experiment("walk"))
+        answers = server.decide_many("walk", 60)
+        server.tell([click(one) for one in answers[::3]])
+        wait_for(lambda: _trials(server) == 60, 40, "they settle")
+        before = server.report("walk")
+        told = _night(server, lake)
+        assert (told["commits"], told["merged_commits"]) == (4 * (N_PAST - 1), 8)
+        assert _night(server, lake)["commits"] == 0
+        assert server.report("walk") == before
+        assert server.cli("replay", "walk").returncode == 0
+        shown = server.ok("GET", f"/v1/decisions/{answers[0]['decision_id']}")
+        assert shown["rederived"]["same"]
+    for shard in ALL_SHARDS:
+        commits = lake.commits(shard)
+        assert [c.merged for c in commits[:3]] == [3, 4, 0]
+        assert len(commits) > 4
+        assert [c.after_ms for c in commits[1:]] == [c.until_ms for c in commits[:-1]]
+    assert set(lake.paths("manifest", ".json")) == {c.entry for c in lake.commits()}
+    listed = {file.path for table in TABLES for file in lake.files(table)}
+    assert {p for t in TABLES for p in lake.paths(t, ".parquet")} == listed
+
+
+def _trials(server: Running) -> int:
+    return sum(row["trials"] for row in server.report("walk").values())
+
+
+def _night(server: Running, lake: Lake) -> Any:
+    """What a refresh of everything logged by now tells of compacting."""
+    now_ms = time.time() * 1000
+    wait_for(lambda: lake.watermark_ms() > now_ms, 30, "the lake")
+    file = server.data_dir / "night.json"
+    done = server.cli("refresh", "--summary", str(file))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(file.read_text())["compacted"]
+    assert ("compacted the lake: " in done.stdout) == (told["commits"] > 0)
+    return told
 
 
 def test_an_erasure_waits_while_its_shard_is_compacted(

@@ -3,14 +3,17 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pytest
 
+from bandolero.epochs import DAY_MS
 from bandolero.experiment import ExperimentRecord
 from bandolero.lake.catalog import Lake, rows_of
+from bandolero.lake.compact import compact
 from bandolero.log import DECISIONS, EVENTS, log_ms, write_block
 from bandolero.snapshot import snapshot_from_bytes
 from bandolero_service import keys
@@ -175,6 +178,36 @@ def test_settled_decisions_are_there_bit_for_bit(
     assert [chain.faults for chain in verified(fresh, ROOT, None)] == [[], []]
     data = fresh.snapshots(shard, ["acme/hats"])["acme/hats"]
     assert snapshot_from_bytes(data).version > before
+
+
+def test_a_compacted_lake_restores_the_same(
+    store: Store, fresh: NewStore, lake: Lake
+) -> None:
+    """State, rollups and what is open are as from the small commits; the archiver goes on
+    where the merged one ends, and a writer's blocks are known by their number."""
+    shard = begin(store, "hats")
+    worker = Worker(shard, "hats")
+    for _ in range(3):
+        worker.decide(store, 2)
+        worker.click(store, worker.made[-1:])
+        archived(store, lake)
+    learned(store, shard, 6)
+    worker.decide(store, 1, "v2")
+    archived(store, lake)
+    n_rows = lake.read("decisions")[0].num_rows
+    in_days_ms = lake.watermark_ms() + 2 * DAY_MS
+    compact(lake, in_days_ms, lambda _: nullcontext(True))
+    assert [c.merged for c in lake.commits(f"s{shard}")] == [4]
+    restored, bad = restore(fresh, lake, AUTHOR)
+    assert ([(r.decisions, r.open_decisions) for r in restored], bad) == ([(6, 1)], [])
+    assert held(fresh, shard, "acme/hats")["rollups"] == store.rollups(
+        shard, "acme/hats"
+    )
+    fresh.append("w", [worker.block(worker.number, 1)])
+    archived(fresh, lake)
+    before, after = lake.commits(f"s{shard}")
+    assert after.after_ms == before.until_ms
+    assert lake.read("decisions")[0].num_rows == n_rows
 
 
 def test_open_decisions_are_learned_once_they_close(

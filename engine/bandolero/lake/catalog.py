@@ -251,8 +251,7 @@ class Lake(Storage):
         """
         for entry in self._entries(shard)[1]:
             for file in self._read_commit(entry).files:
-                with suppress(FileNotFoundError):  # by an erasure, or a run cut off
-                    self.delete(file.path)
+                self.delete(file.path)
             self.delete(entry)
 
     def until_ms(self, shard: str) -> int:

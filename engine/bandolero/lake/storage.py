@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -62,8 +63,9 @@ class Storage:
         return bool(info.type == fs.FileType.File)
 
     def delete(self, path: str) -> None:
-        """Delete a file."""
-        self.filesystem.delete_file(f"{self.root}/{path}")
+        """Delete a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_file(f"{self.root}/{path}")
 
 
 def _write_durably(path: Path, data: bytes, root: Path, *, anew: bool) -> None:
