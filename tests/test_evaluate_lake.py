@@ -17,11 +17,14 @@ from bandolero.evaluate.answer import (
     Target,
     evaluate_experiment,
 )
-from bandolero.evaluate.reading import NothingLoggedError
+from bandolero.evaluate.reading import Asked, NothingLoggedError, read_logged
 from bandolero.evaluate.targets import TargetError, read_probabilities
 from bandolero.evaluate.telling import to_json, to_text
 from bandolero.experiment import ExperimentRecord, InvalidExperimentError
 from bandolero.lake.catalog import Lake, rows_of
+from bandolero.lake.refresh import Refreshed, refresh
+from bandolero.lake.results import write_results
+from bandolero.lake.traffic import TrafficRules
 from bandolero.policies import policy_of
 from bandolero.snapshot import build_snapshot, snapshot_to_bytes
 from evaluate_lakes import (
@@ -33,7 +36,11 @@ from evaluate_lakes import (
     filled,
     ingested,
     plain,
+    record_of,
 )
+from strategies import START_MS as LOG_START_MS
+from strategies import decision, event, experiment
+from test_refresh import UNTIL_MS, lake_of
 
 NOW_MS = START_MS + 10**9
 HALF = {"v1": 0.5, "v2": 0.5, "v3": 0.0}
@@ -161,6 +168,43 @@ def test_pending_decisions_are_counted(tmp_path: Path) -> None:
     lake.commit("0", START_MS + 300_000, START_MS + 300_001, {"decisions": late})
     found = asked(plain(), lake, table(**HALF))
     assert (found.evaluation.n_trials, found.pending) == (2000, 10)
+
+
+def night(lake: Lake, record: ExperimentRecord, rules: TrafficRules) -> Refreshed:
+    """A refresh of one experiment, with what it leaves in the lake."""
+    found = refresh(lake, [record], rules=rules)
+    write_results(lake, found.watermark_ms, {"audit": found.audit})
+    return found
+
+
+def test_invalid_traffic_is_left_out_as_the_night_found_it(tmp_path: Path) -> None:
+    """Decisions clicked too fast are none of the trials, and how many is said."""
+    record, lake = plain(), filled(tmp_path, 16, 2000)
+    before = asked(record, lake, table(**HALF))
+    out = night(lake, record, TrafficRules(fastest_click_ms=5)).audit.num_rows
+    found = asked(record, lake, table(**HALF))
+    assert (before.evaluation.n_trials, before.invalid) == (2000, 0)
+    assert out == round(2000 * before.evaluation.logged)
+    assert (found.evaluation.n_trials, found.invalid) == (2000 - out, out)
+    assert f"{out:,} decisions are left out: invalid traffic" in to_text(found)
+    assert to_json(found)["invalid"] == out
+
+
+def test_a_repeated_click_does_not_count(tmp_path: Path) -> None:
+    """Where clicks are counted, those that follow at once are not, as in the night."""
+    spec = experiment(
+        objective={"reward": "count", "attribution_window_s": 9.0},
+        policy={"kind": "poisson_thompson"},
+    )
+    told = [
+        event(event_id=f"e{ms}", at_ms=LOG_START_MS + 100 + ms) for ms in (0, 500, 2000)
+    ]
+    lake = lake_of(tmp_path, [decision()], told)
+    record, until = record_of(spec), Asked(UNTIL_MS, UNTIL_MS)
+    assert read_logged(record, lake, until).numbers("reward").tolist() == [3.0]
+    night(lake, record, TrafficRules(repeated_click_ms=1_000))
+    logged = read_logged(record, lake, until)
+    assert (logged.numbers("reward").tolist(), logged.invalid) == ([2.0], 0)
 
 
 def test_sticky_units_are_clusters(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ class Answer(NamedTuple):
         Trials before, that the target learned from.
     pending
         Decisions that had not closed.
+    invalid
+        Decisions that are left out as invalid traffic, as the newest refresh found.
     """
 
     evaluation: Evaluation
@@ -82,6 +84,7 @@ class Answer(NamedTuple):
     to_ms: int
     n_learned: int
     pending: int
+    invalid: int
     bad_files: tuple[BadFile, ...]
 
 
@@ -154,6 +157,7 @@ def evaluate_experiment(
         to_ms=min(end_ms, int(after.numbers("decided_at_ms").max()) + 1),
         n_learned=n_learned,
         pending=logged.pending,
+        invalid=logged.invalid,
         bad_files=logged.bad_files,
     )
 

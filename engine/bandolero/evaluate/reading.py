@@ -2,7 +2,8 @@
 
 Files are read one after the other and settled (`bandolero.settle`) in batches; what is
 kept of a decision is a row of numbers, and its context where the experiment has one.
-Repeats of a decision are left out, as the refresh leaves them out (`lake.repeats`).
+Repeats of a decision are left out, as the refresh leaves them out (`lake.repeats`), and
+invalid traffic is as the newest refresh found it (`lake.traffic`).
 Decisions that the service logged are cut at the lake's watermark, ingested ones at the
 time of asking: their files are all there is of them. Fallback decisions have no
 propensity and are left out.
@@ -26,6 +27,7 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK, arms_of
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.listing import Listing, checked_files, undisturbed
+from bandolero.lake.results import read_result
 from bandolero.log import DECISIONS_TABLE
 from bandolero.replay import of_experiment
 from bandolero.settle import Settled, closes_ms, settle
@@ -49,6 +51,13 @@ COLUMNS = (
 )
 """What is looked at of a decision."""
 TEXTS = ("context", "unit", "decision_id")
+_NOTHING_TOLD = pa.schema(
+    [
+        ("decision_id", pa.string()),
+        ("is_trial", pa.bool_()),
+        ("reward_micros", pa.int64()),
+    ]
+).empty_table()
 _BY_SNAPSHOT = "#"
 """Begins the name of a set that a decision does not spell out, before its snapshot's
 version; no variant's id begins so."""
@@ -92,6 +101,8 @@ class Logged(NamedTuple):
         (a row of `sets`), context, unit, decision_id.
     pending
         Decisions that had not closed.
+    invalid
+        Decisions that the newest refresh took out as invalid traffic.
     bad_files
         Files of the lake that could not be read.
     """
@@ -99,6 +110,7 @@ class Logged(NamedTuple):
     rows: pa.Table
     sets: Sets
     pending: int
+    invalid: int
     bad_files: tuple[BadFile, ...]
 
     def numbers(self, name: str) -> NDArray[Any]:
@@ -144,12 +156,15 @@ def _read(
     events = events.filter(pc.equal(events["tenant_id"], record.tenant))
     watermark_ms, set_names = lake.watermark_ms(), _Numbers()
     parts: list[pa.Table] = []
-    pending = 0
+    pending = invalid = 0
+    traffic = _invalid_traffic(record, lake)
     for is_ingested, rows in _batches(record, files, again, asked.to_ms):
         progress(f"settling decisions, {sum(map(len, parts)):,} so far")
         cut = asked.now_ms if is_ingested else watermark_ms
         settled = settle(rows, events, record.spec.objective, cut)
         pending += len(rows) - len(settled.row)
+        settled, n = _as_told(rows, settled, traffic)
+        invalid += n
         parts.append(_trials(record, rows, settled, set_names, asked.texts))
     if not any(map(len, parts)):
         message = f"{record.experiment_id} has no closed decision in the lake yet."
@@ -159,7 +174,7 @@ def _read(
     at = rows.column_names.index("set_of")
     numbers = pa.array(number[rows["set_of"].to_numpy()])
     rows = rows.set_column(at, "set_of", numbers)
-    return Logged(rows, sets, pending, (*files.bad, *bad))
+    return Logged(rows, sets, pending, invalid, (*files.bad, *bad))
 
 
 def _repeats(files: Listing) -> dict[str, Ints]:
@@ -210,6 +225,35 @@ def _mine(record: ExperimentRecord, rows: pa.Table, to_ms: int) -> pa.Table:
     keep = pc.and_(keep, pc.not_equal(rows["mode"], FALLBACK))
     keep = pc.and_(keep, pc.less(rows["decided_at_ms"], to_ms))
     return rows.filter(keep)
+
+
+def _invalid_traffic(record: ExperimentRecord, lake: Lake) -> pa.Table:
+    """What the newest night took out of an experiment, or counted otherwise, as invalid."""
+    # Here, so that who evaluates without a lake needs no query engine.
+    from bandolero.lake.traffic import INVALID
+
+    mine = pc.field("tenant_id") == record.tenant
+    mine &= pc.field("experiment_id") == record.experiment_id
+    mine &= pc.field("reason").isin(INVALID)
+    _, rows = read_result(lake, "audit", mine, record.tenant)
+    return _NOTHING_TOLD if rows is None else rows.select(_NOTHING_TOLD.column_names)
+
+
+def _as_told(
+    decisions: pa.Table, settled: Settled, traffic: pa.Table
+) -> tuple[Settled, int]:
+    """Settled decisions as a night told them, and how many of them it took out."""
+    if not len(traffic):
+        return settled, 0
+    ids = decisions["decision_id"].take(pa.array(settled.row))
+    found = pc.index_in(ids, value_set=traffic["decision_id"].combine_chunks())
+    at = np.flatnonzero(found.is_valid())
+    told = traffic.take(found.drop_null())
+    trial, micros = settled.trial.copy(), settled.reward_micros.copy()
+    trial[at] = told["is_trial"].to_numpy()
+    micros[at] = told["reward_micros"].to_numpy()
+    n_out = len(at) - int(trial[at].sum())
+    return settled._replace(trial=trial, reward_micros=micros), n_out
 
 
 class _Numbers(dict[str, int]):

@@ -35,6 +35,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "clusters": found.n_clusters,
         "learned_from": answer.n_learned,
         "pending": answer.pending,
+        "invalid": answer.invalid,
         "logged_value": found.logged,
         "confidence": CONFIDENCE,
         "estimates": {
@@ -54,6 +55,11 @@ def to_text(answer: Answer) -> str:
     lines = [f"{found.n_trials:,} trials {when}, {worth}"]
     if answer.n_learned:
         lines.append(f"the target learned from {answer.n_learned:,} trials before")
+    if answer.pending:
+        lines.append(f"{answer.pending:,} decisions are left out: they are still open")
+    if answer.invalid:
+        why = "invalid traffic, as the newest refresh found"
+        lines.append(f"{answer.invalid:,} decisions are left out: {why}")
     if found.n_clusters < found.n_trials:
         lines.append(f"{found.n_clusters:,} units, each taken as one observation")
     if found.is_supported:

@@ -19,6 +19,8 @@ from bandolero.lake.settling import DECISION, EXPERIMENT, quiet
 
 FAST, UNIT = "click too fast", "unit clicks too often"
 REPEATED = "click repeated"
+INVALID = (FAST, UNIT, REPEATED)
+"""Reasons in a night's audit table that are about invalid traffic."""
 FALSE_ALARM = 1e-3
 """How often a night takes out any unit at all, though none clicks more than allowed."""
 _LEAST_HITS = 3
