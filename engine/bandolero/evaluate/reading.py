@@ -51,13 +51,14 @@ COLUMNS = (
 )
 """What is looked at of a decision."""
 TEXTS = ("context", "unit", "decision_id")
-_NOTHING_TOLD = pa.schema(
+_TOLD = pa.schema(
     [
         ("decision_id", pa.string()),
         ("is_trial", pa.bool_()),
         ("reward_micros", pa.int64()),
     ]
-).empty_table()
+)
+"""What is looked at of a decision that a night told otherwise."""
 _BY_SNAPSHOT = "#"
 """Begins the name of a set that a decision does not spell out, before its snapshot's
 version; no variant's id begins so."""
@@ -236,7 +237,7 @@ def _invalid_traffic(record: ExperimentRecord, lake: Lake) -> pa.Table:
     mine &= pc.field("experiment_id") == record.experiment_id
     mine &= pc.field("reason").isin(INVALID)
     _, rows = read_result(lake, "audit", mine, record.tenant)
-    return _NOTHING_TOLD if rows is None else rows.select(_NOTHING_TOLD.column_names)
+    return _TOLD.empty_table() if rows is None else rows.select(_TOLD.names)
 
 
 def _as_told(
