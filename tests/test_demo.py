@@ -12,16 +12,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bandolero.experiment import parse_experiment
+from bandolero.lake.catalog import Lake
+from bandolero.lake.ingest import Terms, ingest
+from bandolero.lake.mapping import load_mapping
 from bandolero.simulate import Environment, synthetic_tests
 from bandolero_service.demo import server as demo_server
 from bandolero_service.demo import source as demo_source
 from bandolero_service.demo.client import Answer, Client, DemoError, Faults
+from bandolero_service.demo.past import export, past_test, rows_of
 from bandolero_service.demo.plan import due, make_plan, mix
 from bandolero_service.demo.play import Player, send_clicks
 from bandolero_service.demo.run import DemoOptions, run_demo
@@ -36,6 +41,33 @@ from bandolero_service.demo.source import (
 from bandolero_service.demo.stages import specification
 
 HATS = Environment("hats", ("Red", "<b>Blue</b>"), ("", ""), (0.01, 0.03), 100)
+
+
+# --- what another system logged ---------------------------------------------------------
+
+
+def test_an_export_loads_by_its_mappings(tmp_path: Path) -> None:
+    """Every view is a decision drawn evenly, and its clicks are events of it."""
+    made = export(HATS, "demo", "demo-past", tmp_path, seed=1)
+    rows = rows_of(HATS, seed=1)
+    lake = Lake(tmp_path / "lake")
+    for table, file in made.mappings.items():
+        terms = Terms(load_mapping(file.read_bytes(), table))
+        assert ingest(lake, table, [made.log], terms).refused == 0
+    decisions, events = (lake.read(table)[0] for table in ("decisions", "events"))
+    assert decisions.num_rows == HATS.horizon
+    assert set(decisions["propensity"].to_pylist()) == {0.5}
+    assert events.num_rows == sum(rows["clicked"].to_pylist())
+    assert pc.all(pc.is_in(events["decision_id"], decisions["decision_id"])).as_py()
+
+
+def test_the_past_is_of_a_test_that_is_not_played() -> None:
+    """Always the same one for a seed; of one that is, only where all are."""
+    tests = synthetic_tests(seed=1, n_tests=9)
+    played = draw_tests(tests, 8, 1.0, seed=7)
+    past = past_test(tests, played, seed=7)
+    assert past.name not in {test.name for test in played}
+    assert past_test(tests, tests, seed=7) == tests[0]
 
 
 # --- where tests come from ------------------------------------------------------------

@@ -22,7 +22,14 @@ from bandolero_service.demo.checks import (
     traffic_checks,
 )
 from bandolero_service.demo.client import Faults
-from bandolero_service.demo.page import Record, as_data, render_page, write_record
+from bandolero_service.demo.page import (
+    Record,
+    Spoken,
+    as_data,
+    render_page,
+    spoken,
+    write_record,
+)
 from bandolero_service.demo.play import Play
 from bandolero_service.demo.results import (
     course,
@@ -116,6 +123,7 @@ def recorded() -> Record:
         course=course(tests, play),
         timings=timings(play),
         checks=(Check("hats fit", passed=False, seen="<too small>"),),
+        night=(Spoken("bandolero refresh", "10 decisions <settled>"),),
     )
 
 
@@ -217,10 +225,38 @@ def test_a_kept_prior_is_no_failure() -> None:
     kept = CompletedProcess([], 3, "", "working\nkept the old prior\n")
     differs = CompletedProcess([], 1, "", "arm p2 differs")
     good = CompletedProcess([], 0, "…\nagrees\n\n", "")
-    assert passed(night_checks(kept, good)) == [True, True]
-    assert passed(night_checks(good, differs)) == [True, False]
-    assert night_checks(kept, good)[0].seen == "exit code 3: kept the old prior"
-    assert night_checks(kept, good)[1].seen == "agrees"
+    assert passed(night_checks([good], kept, good, good)) == [True] * 4
+    assert passed(night_checks([good, kept], good, differs, kept)) == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    seen = [check.seen for check in night_checks([good, good], kept, good, good)]
+    said = "exit code 3: kept the old prior"
+    assert seen == ["agrees; agrees", said, "agrees", "agrees"]
+
+
+def test_a_value_is_told_or_why_there_is_none() -> None:
+    """Of an evaluation the line of its best estimator, or the first thing that lacks."""
+    table = "2 trials, worth 0.01 each\n\ndoubly robust   0.02  [0.01, 0.03]\nDR, shrunk 1\n"
+    few = "2 trials\n\nnot enough support:\n  2 trials, must be >= 100.\n"
+    good = CompletedProcess([], 0, "", "")
+    for output, seen in (
+        (table, "doubly robust 0.02 a trial, worth 0.01 each"),
+        (few, "not enough support: 2 trials, must be >= 100."),
+    ):
+        done = CompletedProcess([], 0, output, "")
+        assert night_checks([], good, good, done)[3].seen == seen
+
+
+def test_commands_are_told_without_folders() -> None:
+    """As somebody would have typed them beside their files, and what they printed."""
+    command = ("python", "-m", "bandolero_service", "ingest", "events", "/tmp/x/a.csv")
+    done = CompletedProcess(
+        (*command, "--data-dir", "/tmp/x"), 0, "/tmp/x/a.csv: 5\n", ""
+    )
+    assert spoken(done) == ("bandolero ingest events a.csv", "a.csv: 5")
 
 
 def test_a_new_experiment_takes_what_was_published_and_only_that() -> None:

@@ -12,6 +12,8 @@ from bandolero_service.demo.play import Play
 REFRESH_EXIT_CODES = (0, 3)
 # A click that a busy machine delays past the window of one second is not learned.
 LEARNED_SHARE_MIN = 0.99
+BEST, NO_VALUE = "doubly robust", "not enough support:"
+"""How lines of an evaluation begin: its most trusted value, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,18 @@ def traffic_checks(
 
 
 def night_checks(
-    refresh: CompletedProcess[str], replay: CompletedProcess[str]
+    ingests: Sequence[CompletedProcess[str]],
+    refresh: CompletedProcess[str],
+    replay: CompletedProcess[str],
+    evaluate: CompletedProcess[str],
 ) -> tuple[Check, ...]:
     """What the commands said that ran beside the server."""
     return (
+        Check(
+            "another system's log is in the lake",
+            all(done.returncode == 0 for done in ingests),
+            "; ".join(map(_last_words, ingests)),
+        ),
         Check(
             "refresh", refresh.returncode in REFRESH_EXIT_CODES, _last_words(refresh)
         ),
@@ -66,6 +76,11 @@ def night_checks(
             "replay agrees with the snapshot",
             replay.returncode == 0,
             _last_words(replay),
+        ),
+        Check(
+            "a policy is evaluated on that log",
+            evaluate.returncode == 0,
+            _value(evaluate),
         ),
     )
 
@@ -98,6 +113,18 @@ def end_checks(exit_code: int | None, left: Sequence[int]) -> tuple[Check, ...]:
         Check("server ended cleanly on SIGTERM", exit_code == 0, ended),
         Check("no process left behind", not left, alive),
     )
+
+
+def _value(evaluate: CompletedProcess[str]) -> str:
+    """The value that an evaluation gave, or why it gave none."""
+    lines = [" ".join(line.split()) for line in evaluate.stdout.splitlines()]
+    for line in lines:
+        if line.startswith(BEST):
+            value = line.removeprefix(BEST).split()[0]
+            return f"{BEST} {value} a trial, {lines[0].rpartition(', ')[2]}"
+    if NO_VALUE in lines:
+        return f"{NO_VALUE} {lines[lines.index(NO_VALUE) + 1]}"
+    return _last_words(evaluate)
 
 
 def _last_words(done: CompletedProcess[str]) -> str:

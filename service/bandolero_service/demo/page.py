@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -37,6 +38,23 @@ def machine() -> dict[str, str | int]:
     }
 
 
+class Spoken(NamedTuple):
+    """A command as somebody types it, and what it printed."""
+
+    command: str
+    output: str
+
+
+def spoken(done: CompletedProcess[str]) -> Spoken:
+    """What was said by a command of the demo, without its folders."""
+    words = done.args[done.args.index("bandolero_service") + 1 :]
+    words = words[: words.index("--data-dir")]
+    named = [Path(word).name if word.startswith("/") else word for word in words]
+    folder = str(Path(done.args[-1]))
+    text = (done.stdout or done.stderr).replace(f"{folder}/", "")
+    return Spoken(f"bandolero {' '.join(named)}", text.rstrip())
+
+
 @dataclass(frozen=True)
 class Record:
     """Everything a run of the demo has to show."""
@@ -49,6 +67,7 @@ class Record:
     course: Course
     timings: Timings
     checks: tuple[Check, ...]
+    night: tuple[Spoken, ...]
     machine: Mapping[str, str | int] = field(default_factory=machine)
 
 
@@ -109,6 +128,7 @@ def as_data(record: Record) -> dict[str, Any]:
         "over_time": {
             name: column.tolist() for name, column in vars(record.course).items()
         },
+        "night": [said._asdict() for said in record.night],
         "checks": [asdict(check) for check in record.checks],
     }
     return {name: _finite(value) for name, value in data.items()}

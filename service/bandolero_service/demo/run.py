@@ -1,4 +1,4 @@
-"""The main job, end to end, on a private server: play tests, learn, archive, refresh, report.
+"""The main job, end to end, on a private server: play, learn, archive, a night, report.
 
 The demo is a client of the product: everything it does goes through the command line and
 the HTTP contract, as it would for anyone.
@@ -15,9 +15,10 @@ from typing import Any
 
 from bandolero.simulate import Environment
 from bandolero_service.demo import stages
-from bandolero_service.demo.checks import Check, traffic_checks
+from bandolero_service.demo.checks import Check, night_checks, traffic_checks
 from bandolero_service.demo.client import Client, DemoError, Faults
-from bandolero_service.demo.page import Record, write_record
+from bandolero_service.demo.page import Record, Spoken, spoken, write_record
+from bandolero_service.demo.past import past_test
 from bandolero_service.demo.plan import make_plan
 from bandolero_service.demo.play import Play, Player
 from bandolero_service.demo.results import (
@@ -129,14 +130,16 @@ def _run(
             play = stages.play(player, server, tests, narrator)
             decisions = play.shown.sum(axis=1)
             reports = stages.settle(client, experiment_ids, decisions, narrator)
-        stages.archive(narrator)
+            past = past_test(source.tests, tests, options.seed)
+            ingests = stages.ingest(server, client, past, options.seed, narrator)
         checks = traffic_checks(faults, play, reports)
-        night, found = stages.refresh_and_replay(server, experiment_ids[0], narrator)
-        checks += found
+        night, done = stages.refresh_and_replay(server, experiment_ids[0], narrator)
+        checks += night_checks(ingests, *done)
         with contextlib.closing(Client(server.port, key)) as client:
             checks += stages.start_warm(client, tests[0], night, narrator)
         checks += stages.stop(server, narrator)
-    return _record(options, source, tests, play, reports, checks)
+    said = tuple(map(spoken, (*ingests, *done)))
+    return _record(options, source, tests, play, reports, checks, said)
 
 
 def _announce(
@@ -163,6 +166,7 @@ def _record(
     play: Play,
     reports: Sequence[dict[str, Any]],
     checks: tuple[Check, ...],
+    night: tuple[Spoken, ...],
 ) -> Record:
     """Join truth, play and reports."""
     played = [
@@ -181,6 +185,7 @@ def _record(
         course=course(tests, play),
         timings=timings(play),
         checks=checks,
+        night=night,
     )
 
 
@@ -195,6 +200,8 @@ def _show(record: Record, out: Path, narrator: Narrator) -> int:
         f"{speed.single_ms_p50:.1f}/{speed.single_ms_p99:.1f} ms, batch of 100 "
         f"{speed.batch_ms_p50:.1f}/{speed.batch_ms_p99:.1f} ms"
     )
+    for said in record.night:
+        narrator.say(f"$ {said.command}\n{said.output}")
     for check in record.checks:
         narrator.say(
             f"{'ok    ' if check.passed else 'FAILED'} {check.name}: {check.seen}"

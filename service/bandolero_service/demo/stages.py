@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from subprocess import CompletedProcess
 from typing import Any
 
 from bandolero.simulate import Environment
@@ -10,10 +11,10 @@ from bandolero_service.demo.checks import (
     Check,
     end_checks,
     is_settled,
-    night_checks,
     prior_check,
 )
 from bandolero_service.demo.client import Client
+from bandolero_service.demo.past import export
 from bandolero_service.demo.plan import Counts, variant_id
 from bandolero_service.demo.play import Play, Player
 from bandolero_service.demo.results import total_earnings
@@ -22,9 +23,12 @@ from bandolero_service.demo.server import ARCHIVE_INTERVAL_S, PrivateServer
 
 TENANT = "demo"
 NEXT = "demo-next"
+PAST = "demo-past"
 # A started experiment is live on all workers within one second, by contract.
 LIVE_AFTER_S = 1.5
 SETTLE_TIMEOUT_S = 15.0
+Done = CompletedProcess[str]
+"""A command that has ended."""
 
 
 def start(server: PrivateServer, narrator: Narrator) -> str:
@@ -112,26 +116,42 @@ def settle(
     return tuple(reports[experiment_id] for experiment_id in experiment_ids)
 
 
-def archive(narrator: Narrator) -> None:
-    """Give the archiver the time to write everything to the lake."""
-    n_steps = 2 * (ARCHIVE_INTERVAL_S + 1)
-    with narrator.stage("Archiving to Parquet") as report:
-        for step in range(n_steps):
-            report(step / n_steps, "")
-            time.sleep(0.5)
+def ingest(
+    server: PrivateServer,
+    client: Client,
+    test: Environment,
+    seed: int,
+    narrator: Narrator,
+) -> tuple[Done, ...]:
+    """Load what another system logged of one more test; while the archiver archives."""
+    until = time.monotonic() + ARCHIVE_INTERVAL_S + 1
+    with narrator.stage("Ingesting another system's log"):
+        client.expect("PUT", f"/v1/experiments/{PAST}", specification(test, PAST))
+        log, mappings = export(test, TENANT, PAST, server.data_dir, seed)
+        done = tuple(
+            server.command("ingest", table, str(log), "--mapping", str(mapping))
+            for table, mapping in mappings.items()
+        )
+    with narrator.stage("Archiving to Parquet"):
+        time.sleep(max(0.0, until - time.monotonic()))
+    return done
 
 
 def refresh_and_replay(
     server: PrivateServer, experiment_id: str, narrator: Narrator
-) -> tuple[dict[str, Any], tuple[Check, ...]]:
-    """Refresh, and replay one experiment, beside the running server; the night's summary."""
+) -> tuple[dict[str, Any], tuple[Done, ...]]:
+    """The night's summary; and refresh, a replay and an evaluation, as they ended."""
     summary = server.data_dir / "night.json"
     with narrator.stage("Refreshing from the lake"):
         refresh = server.command("refresh", "--summary", str(summary))
     with narrator.stage("Replaying one experiment"):
         replay = server.command("replay", experiment_id, "--tenant", TENANT)
+    with narrator.stage("Evaluating a policy on the other system's log"):
+        evaluate = server.command(
+            "evaluate", PAST, "--policy", "beta_thompson", "--tenant", TENANT
+        )
     night = json.loads(summary.read_text()) if summary.exists() else {}
-    return night, night_checks(refresh, replay)
+    return night, (refresh, replay, evaluate)
 
 
 def start_warm(
