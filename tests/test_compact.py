@@ -201,6 +201,7 @@ def test_commits_have_a_size(
     merged is not merged any further."""
     sizes = {c.entry: sum(f.bytes for f in c.files) for c in lake.commits()}
     largest = max(sizes.values())
+    monkeypatch.setattr(compacting, "FILE_BYTES", 1)
     monkeypatch.setattr(compacting, limit, largest)
     before = content(lake)
     compacted(lake)
@@ -223,6 +224,16 @@ def test_commits_have_a_size(
     left = [c for c in again if c.until_ms < past_ms and not c.merged]
     assert compacted(lake).commits <= len(left)
     assert all(commit in lake.commits() for commit in again if commit.merged)
+
+
+def test_a_merged_commit_is_made_of_so_many_files(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small they are, as each takes memory of its own."""
+    n_files = max(len(commit.files) for commit in lake.commits())
+    monkeypatch.setattr(compacting, "MAX_BYTES", n_files * compacting.FILE_BYTES)
+    found = compacted(lake)
+    assert 0 < found.files <= found.merged_commits * n_files
 
 
 def _is_of(entry: str, commit: Commit) -> bool:

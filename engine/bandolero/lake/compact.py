@@ -18,24 +18,18 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from bandolero.epochs import DAY_MS
-from bandolero.lake.catalog import (
-    TABLES,
-    Commit,
-    Lake,
-    LakeFile,
-    OverlapError,
-)
+from bandolero.lake.catalog import TABLES, Commit, Lake, LakeFile, OverlapError
 
 SMALL_BYTES = 4 << 20
 """A commit as large is left as it is: opening its files costs little beside reading."""
 MAX_BYTES = 64 << 20
 """So much a merged commit is made of, at most."""
+FILE_BYTES = 32 << 10
+"""So much a file counts at least, so that a merged commit is made of some thousand."""
 BY_EXPERIMENT = [("tenant_id", "ascending"), ("experiment_id", "ascending")]
 
 Alone = Callable[[str], AbstractContextManager[bool]]
 """Given a shard: for a while the only one who rewrites or merges its commits; or not."""
-
-
 Rows = list[tuple[str, pa.Table]]
 """The rows of files, each with its table's name."""
 
@@ -91,24 +85,29 @@ def compact(
 def _groups(commits: Sequence[Commit], today: int) -> Iterator[list[Commit]]:
     """Small commits in a row, each group of one shard and one day before today."""
     group: list[Commit] = []
+    room = MAX_BYTES
     for commit in commits:
+        size = _size(commit)
         is_over = commit.until_ms // DAY_MS < today
-        if not is_over or commit.merged or _bytes(commit) >= SMALL_BYTES:
+        if not is_over or commit.merged or size >= SMALL_BYTES:
             continue
-        if group and not _goes_with(commit, group):
+        if group and not (size <= room and _follows(commit, group[-1])):
             yield group
-            group = []
+            group, room = [], MAX_BYTES
         group.append(commit)
+        room -= size
     yield group
 
 
-def _goes_with(commit: Commit, group: Sequence[Commit]) -> bool:
-    """Whether a commit follows on a group, on the same day, and there is room for it."""
-    last = group[-1]
-    follows = (commit.shard, commit.after_ms) == (last.shard, last.until_ms)
-    is_same_day = commit.until_ms // DAY_MS == last.until_ms // DAY_MS
-    room = MAX_BYTES - sum(map(_bytes, group))
-    return follows and is_same_day and _bytes(commit) <= room
+def _follows(commit: Commit, last: Commit) -> bool:
+    """Whether nothing lies between two commits, not even midnight."""
+    adjacent = (commit.shard, commit.after_ms) == (last.shard, last.until_ms)
+    return adjacent and commit.until_ms // DAY_MS == last.until_ms // DAY_MS
+
+
+def _size(commit: Commit) -> int:
+    """What its files take: bytes, and some of memory however small they are."""
+    return sum(max(file.bytes, FILE_BYTES) for file in commit.files)
 
 
 def _readable(lake: Lake, group: Sequence[Commit]) -> Iterator[list[_Read]]:
@@ -165,7 +164,3 @@ def _counted(found: Compacted, part: Sequence[_Read], made: Commit | None) -> Co
     n_files = sum(len(one.commit.files) for one in part)
     more = Compacted(len(part), n_files, 1, len(made.files))
     return Compacted(*map(add, found, more))
-
-
-def _bytes(commit: Commit) -> int:
-    return sum(file.bytes for file in commit.files)
