@@ -6,7 +6,7 @@ estimators   ips, snips, dm, dr, switch_dr, dros
 intervals    how sure a value is: bootstrap, empirical Bernstein
 support      whether the log can say anything: diagnostics and limits on them
 evaluation   all of these together: `evaluate`
-reading      trials of an experiment from the lake
+reading      trials of an experiment from the lake, without what is left_out
 targets      policies, served snapshots and tables as probabilities of every arm
 answer       an experiment's log and a target put together; `telling` says it
 """

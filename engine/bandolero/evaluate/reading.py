@@ -22,13 +22,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bandolero.evaluate.intervals import Ints
+from bandolero.evaluate.left_out import as_told, invalid_traffic, repeats_of
 from bandolero.evaluate.trials import Bools
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import FALLBACK, arms_of
 from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.listing import Listing, checked_files, undisturbed
-from bandolero.lake.results import read_result
-from bandolero.log import DECISIONS_TABLE
 from bandolero.replay import of_experiment
 from bandolero.settle import Settled, closes_ms, settle
 from bandolero.snapshot import snapshot_from_bytes
@@ -51,14 +50,6 @@ COLUMNS = (
 )
 """What is looked at of a decision."""
 TEXTS = ("context", "unit", "decision_id")
-_TOLD = pa.schema(
-    [
-        ("decision_id", pa.string()),
-        ("is_trial", pa.bool_()),
-        ("reward_micros", pa.int64()),
-    ]
-)
-"""What is looked at of a decision that a night told otherwise."""
 _BY_SNAPSHOT = "#"
 """Begins the name of a set that a decision does not spell out, before its snapshot's
 version; no variant's id begins so."""
@@ -151,20 +142,20 @@ def _read(
     """What is listed now; fails where a file is written anew meanwhile."""
     progress("checking files")
     files = checked_files(lake, "decisions", copies)
-    again = _repeats(files)
+    again = repeats_of(files)
     progress("reading events")
     events, bad = lake.read("events")
     events = events.filter(pc.equal(events["tenant_id"], record.tenant))
     watermark_ms, set_names = lake.watermark_ms(), _Numbers()
     parts: list[pa.Table] = []
     pending = invalid = 0
-    traffic = _invalid_traffic(record, lake)
+    traffic = invalid_traffic(record, lake)
     for is_ingested, rows in _batches(record, files, again, asked.to_ms):
         progress(f"settling decisions, {sum(map(len, parts)):,} so far")
         cut = asked.now_ms if is_ingested else watermark_ms
         settled = settle(rows, events, record.spec.objective, cut)
         pending += len(rows) - len(settled.row)
-        settled, n = _as_told(rows, settled, traffic)
+        settled, n = as_told(rows, settled, traffic)
         invalid += n
         parts.append(_trials(record, rows, settled, set_names, asked.texts))
     if not any(map(len, parts)):
@@ -176,25 +167,6 @@ def _read(
     numbers = pa.array(number[rows["set_of"].to_numpy()])
     rows = rows.set_column(at, "set_of", numbers)
     return Logged(rows, sets, pending, invalid, (*files.bad, *bad))
-
-
-def _repeats(files: Listing) -> dict[str, Ints]:
-    """Places of repeats, by the path of their file."""
-    if not files.ingested:
-        return {}
-    # Here, so that who evaluates without a lake needs no query engine.
-    from bandolero.lake.engines import open_engine
-    from bandolero.lake.repeats import repeats
-
-    with open_engine() as engine:
-        live, ingested = (
-            engine.read(paths, DECISIONS_TABLE)
-            for paths in (files.live, files.ingested)
-        )
-        again = repeats(engine, live, ingested)
-        by_file = again.group_by("file").aggregate(places=again.place.collect())
-        rows = engine.to_arrow(by_file).to_pylist()
-    return {row["file"]: np.array(row["places"], np.int64) for row in rows}
 
 
 def _batches(
@@ -226,35 +198,6 @@ def _mine(record: ExperimentRecord, rows: pa.Table, to_ms: int) -> pa.Table:
     keep = pc.and_(keep, pc.not_equal(rows["mode"], FALLBACK))
     keep = pc.and_(keep, pc.less(rows["decided_at_ms"], to_ms))
     return rows.filter(keep)
-
-
-def _invalid_traffic(record: ExperimentRecord, lake: Lake) -> pa.Table:
-    """What the newest night took out of an experiment, or counted otherwise, as invalid."""
-    # Here, so that who evaluates without a lake needs no query engine.
-    from bandolero.lake.traffic import INVALID
-
-    mine = pc.field("tenant_id") == record.tenant
-    mine &= pc.field("experiment_id") == record.experiment_id
-    mine &= pc.field("reason").isin(INVALID)
-    _, rows = read_result(lake, "audit", mine, record.tenant)
-    return _TOLD.empty_table() if rows is None else rows.select(_TOLD.names)
-
-
-def _as_told(
-    decisions: pa.Table, settled: Settled, traffic: pa.Table
-) -> tuple[Settled, int]:
-    """Settled decisions as a night told them, and how many of them it took out."""
-    if not len(traffic):
-        return settled, 0
-    ids = decisions["decision_id"].take(pa.array(settled.row))
-    found = pc.index_in(ids, value_set=traffic["decision_id"].combine_chunks())
-    at = np.flatnonzero(found.is_valid())
-    told = traffic.take(found.drop_null())
-    trial, micros = settled.trial.copy(), settled.reward_micros.copy()
-    trial[at] = told["is_trial"].to_numpy()
-    micros[at] = told["reward_micros"].to_numpy()
-    n_out = len(at) - int(trial[at].sum())
-    return settled._replace(trial=trial, reward_micros=micros), n_out
 
 
 class _Numbers(dict[str, int]):
