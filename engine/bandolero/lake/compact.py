@@ -22,8 +22,8 @@ from bandolero.lake.catalog import TABLES, Commit, Lake, LakeFile, OverlapError
 
 SMALL_BYTES = 4 << 20
 """A commit as large is left as it is: opening its files costs little beside reading."""
-MAX_BYTES = 64 << 20
-"""So much a merged commit is made of, at most."""
+MAX_BYTES = 32 << 20
+"""So much a merged commit is made of, at most; ten times as much memory is taken."""
 FILE_BYTES = 32 << 10
 """So much a file counts at least, so that a merged commit is made of some thousand."""
 BY_EXPERIMENT = [("tenant_id", "ascending"), ("experiment_id", "ascending")]
