@@ -14,11 +14,14 @@ Name = tuple[str, str]
 def list_priors(place: Place, tenant: str | None, every: bool) -> None:
     """A line a prior in force, or a version of one."""
     with place.store() as store:
-        for owner, book in sorted(priors.books(store).items()):
-            if tenant in (None, owner):
-                shown = priors.versions_of(store, owner) if every else book.priors
-                for prior in shown:
-                    _say(f"{owner:20} {_line(prior)}")
+        books = priors.books(store)
+        mine = sorted(owner for owner in books if tenant in (None, owner))
+        for owner in mine:
+            shown = priors.versions_of(store, owner) if every else books[owner].priors
+            for prior in shown:
+                _say(f"{owner:20} {_line(prior)}")
+    if not mine:
+        _say("no prior is published yet: bandolero refresh fits them")
 
 
 def diff(

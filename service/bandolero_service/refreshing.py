@@ -248,6 +248,9 @@ def _told(refit: "Refit") -> dict[str, Any]:
 
 def _lines(told: dict[str, Any]) -> Iterator[str]:
     """A summary for people: what there was, what is out of the ordinary, the priors."""
+    if not told["watermark_ms"]:
+        yield "the lake holds nothing yet that is complete: nothing is settled"
+        return
     at = datetime.fromisoformat(told["watermark"])
     dry = "" if told["published"] else " (dry run: nothing is published)"
     yield (
