@@ -1,6 +1,7 @@
 """A night's further findings: who computes it, what is excluded, segments, audit, results."""
 
 import gc
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,18 @@ MEASURED = experiment(
         {"name": "revenue", "event": "conversion", "reward": "value", "window_s": 3.0}
     ],
 )
+BY_CONTEXT = [
+    experiment(
+        objective={"reward": "value", "event": "conversion"},
+        context=[{"name": "device", "kind": "categorical", "levels": ["mobile"]}],
+        policy={"kind": "linear_thompson", "half_life_s": 36_000.0},
+    ),
+    experiment(
+        objective={"attribution_window_s": 2.0},
+        context=[{"name": "hour", "kind": "cyclic", "period": 24.0}],
+        policy={"kind": "logistic_thompson"},
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -300,12 +313,12 @@ def test_engine_must_be_known_and_have_memory() -> None:
 
 
 def rich_lake(folder: Path) -> tuple[Lake, list[Any]]:
-    """Five experiments of three rewards; events late, taken back, twice and ingested.
+    """Seven experiments of three rewards; events late, taken back, twice and ingested.
 
     Of the ingested decisions, twenty are of the log and ten stand there twice.
     """
     rng = np.random.default_rng(8)
-    specs = [CLICKS, SALES, COUNTED, SEGMENTED, MEASURED]
+    specs = [CLICKS, SALES, COUNTED, SEGMENTED, MEASURED, *BY_CONTEXT]
     names = [f"x{i}" for i in range(len(specs))]
     records = [
         record_of(spec.model_copy(update={"experiment": name}))
@@ -319,7 +332,7 @@ def rich_lake(folder: Path) -> tuple[Lake, list[Any]]:
         made.append(
             decision(
                 **mine,
-                experiment_id=str(rng.choice(names)),
+                experiment_id=str(rng.choice(names[:5])),
                 variant_id=str(rng.choice(VARIANTS)),
                 propensity=float(rng.uniform(0.1, 0.9)),
                 mode=str(rng.choice(["explore", "holdout", "fallback"])),
@@ -341,10 +354,45 @@ def rich_lake(folder: Path) -> tuple[Lake, list[Any]]:
                     log_ms=int(rng.choice([seen_ms, FAR_MS - 1])),
                 )
             )
-    lake = lake_of(folder, made[:500], told[:800])
-    ingest(lake, "decisions", made[480:] + made[590:])
+    mine, clicks = by_context(rng, names[5:])
+    lake = lake_of(folder, made[:500] + mine[:60], told[:800] + clicks)
+    ingest(lake, "decisions", made[480:] + made[590:] + mine[60:])
     ingest(lake, "events", told[800:])
     return lake, records
+
+
+def by_context(
+    rng: np.random.Generator, names: list[str]
+) -> tuple[list[Row], list[Row]]:
+    """A hundred decisions of contexts, and conversions of every third, half of them late."""
+    made, told = [], []
+    for i in range(100):
+        at_ms = START_MS + 100 * i
+        mine = {"decision_id": f"c{i}", "decided_at_ms": at_ms}
+        said = {"device": str(rng.choice(["mobile", "tv"])), "hour": i % 24}
+        made.append(
+            decision(
+                **mine,
+                experiment_id=names[i % len(names)],
+                variant_id=str(rng.choice(VARIANTS)),
+                propensity=float(rng.uniform(0.1, 0.9)),
+                mode="explore",
+                context=json.dumps(said, separators=(",", ":")),
+            )
+        )
+    for i, row in enumerate(made[::3]):
+        seen_ms = row["decided_at_ms"] + 9
+        told.append(
+            event(
+                decision_id=row["decision_id"],
+                decided_at_ms=row["decided_at_ms"],
+                type=("click", "conversion")[i // 2 % 2],
+                value_micros=3_000_000,
+                at_ms=seen_ms,
+                log_ms=(seen_ms, FAR_MS - 1)[i % 2],
+            )
+        )
+    return made, told
 
 
 def agree(one: Refreshed, other: Refreshed) -> None:
@@ -354,6 +402,8 @@ def agree(one: Refreshed, other: Refreshed) -> None:
         assert mine.changes.keys() == theirs.changes.keys()
         for variant_id, change in mine.changes.items():
             assert change == pytest.approx(theirs.changes[variant_id], rel=1e-9)
+        for name in ("faded", "by_context"):
+            same_sums(getattr(mine, name), getattr(theirs, name))
     assert one.metrics.keys() == other.metrics.keys()
     for whose, sums in one.metrics.items():
         for metric, by_variant in sums.items():
@@ -362,6 +412,16 @@ def agree(one: Refreshed, other: Refreshed) -> None:
                 assert each == pytest.approx(same, rel=1e-9)
     for name in ("rollups", "segments", "stages", "audit"):
         same_rows(getattr(one, name), getattr(other, name))
+
+
+def same_sums(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Sums by variant and name, to 1e-9."""
+    assert mine.keys() == theirs.keys()
+    for variant_id, sums in mine.items():
+        assert sums.keys() == theirs[variant_id].keys()
+        for name, value in sums.items():
+            other = theirs[variant_id][name]
+            np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-9)
 
 
 def same_rows(mine: pa.Table, theirs: pa.Table) -> None:

@@ -85,79 +85,69 @@ def _heads(schema: Sequence[ContextField]) -> tuple[Bytes, Ints]:
 
 
 @kernel
-def _after(data: Bytes, at: int, end: int, expected: Bytes) -> int:
-    """Where what is expected ends; -1 where something else stands there."""
-    if end - at < expected.size:
-        return -1
-    for j in range(expected.size):
-        if data[at + j] != expected[j]:
+def _differs(row: Bytes, at: int, heads: Bytes, start: int, n: int) -> bool:
+    """Whether something else than these n bytes stands there."""
+    odd = 0
+    for j in range(n):
+        odd |= int(row[at + j]) ^ int(heads[start + j])
+    return odd != 0
+
+
+@kernel
+def _text_end(row: Bytes, at: int) -> int:
+    """Where a string without escapes ends, from its first character on; else -1."""
+    size = row.size
+    while at < size and row[at] != _QUOTE and row[at] != _BACKSLASH:
+        if row[at] < _SPACE:
             return -1
-    return at + expected.size
-
-
-@kernel
-def _after_text(data: Bytes, at: int, end: int) -> int:
-    """Where a string without escapes ends; -1 where none stands there."""
-    if at >= end or data[at] != _QUOTE:
-        return -1
-    for j in range(at + 1, end):
-        if data[j] == _QUOTE:
-            return j + 1
-        if data[j] == _BACKSLASH or data[j] < _SPACE:
-            return -1
-    return -1
-
-
-@kernel
-def _after_digits(data: Bytes, at: int, end: int) -> int:
-    while at < end and _ZERO <= data[at] <= _NINE:
         at += 1
-    return at
+    return at if at < size and row[at] == _QUOTE else -1
 
 
 @kernel
-def _after_number(data: Bytes, at: int, end: int) -> int:
-    """Where a number, by the grammar of JSON, ends; -1 where none stands there."""
-    if at < end and data[at] == _MINUS:
+def _after_power(row: Bytes, at: int) -> int:
+    """Where a power of ten ends whose e stands there; -1 where it says none."""
+    at += 1
+    if at < row.size and (row[at] == _PLUS or row[at] == _MINUS):
         at += 1
-    whole = _after_digits(data, at, end)
-    if whole == at or (whole > at + 1 and data[at] == _ZERO):
-        return -1
-    at = whole
-    if at < end and data[at] == _POINT:
-        at = _after_digits(data, whole + 1, end)
-        if at == whole + 1:
-            return -1
-    if at < end and (data[at] == 101 or data[at] == 69):  # e, E
+    first = at
+    while at < row.size and _ZERO <= row[at] <= _NINE:
         at += 1
-        if at < end and (data[at] == _PLUS or data[at] == _MINUS):
-            at += 1
-        power = _after_digits(data, at, end)
-        return -1 if power == at else power
-    return at
+    return at if at > first else -1
 
 
 @kernel
-def _short_decimal(data: Bytes, start: int, end: int) -> float:
-    """The number that stands there; nan of one that is long, or has a power of ten.
+def _after_number(row: Bytes, at: int) -> tuple[int, float]:
+    """Where a number, by the grammar of JSON, ends, -1 where none stands there; and it.
 
-    Whole numbers and powers of ten below 10^15 are floats themselves, so the one divided
-    by the other is rounded once (Clinger 1990, How to Read Floating Point Numbers).
+    nan in place of one that is long, or has a power of ten. Whole numbers and powers of
+    ten below 10^15 are floats themselves, so the one divided by the other is rounded once
+    (Clinger 1990, How to Read Floating Point Numbers). Digits are read here, not by a
+    function: one that returns two numbers would take longer than they do.
     """
-    if end - start > _EXACT_DIGITS:
-        return math.nan
-    whole, sign, n_after = 0, 1.0, 0
-    for j in range(start, end):
-        byte = int(data[j])
-        if byte == _MINUS:
-            sign = -1.0
-        elif byte == _POINT:
-            n_after = end - j - 1
-        elif _ZERO <= byte <= _NINE:
-            whole = 10 * whole + byte - _ZERO
-        else:
-            return math.nan
-    return float(sign * whole / _POWERS[n_after])
+    size, is_negative = row.size, at < row.size and row[at] == _MINUS
+    first = at + 1 if is_negative else at
+    at, value, n_after = first, 0, 0
+    while at < size and _ZERO <= row[at] <= _NINE:
+        value = 10 * value + int(row[at]) - _ZERO
+        at += 1
+    n_digits = at - first
+    if n_digits == 0 or (n_digits > 1 and row[first] == _ZERO):
+        return -1, 0.0
+    if at < size and row[at] == _POINT:
+        point = at + 1
+        at = point
+        while at < size and _ZERO <= row[at] <= _NINE:
+            value = 10 * value + int(row[at]) - _ZERO
+            at += 1
+        n_after = at - point
+        if n_after == 0:
+            return -1, 0.0
+    if at < size and (row[at] == 101 or row[at] == 69):  # e, E
+        return _after_power(row, at), math.nan
+    if n_digits + n_after > _EXACT_DIGITS:
+        return at, math.nan
+    return at, float((-value if is_negative else value) / _POWERS[n_after])
 
 
 @kernel
@@ -176,20 +166,25 @@ def _find_values(
     """
     plain = np.zeros(ends.size - 1, np.bool_)
     for i in range(plain.size):
-        at, end = int(ends[i]), int(ends[i + 1])
+        first, row = int(ends[i]), data[ends[i] : ends[i + 1]]
+        size, at = row.size, 0
         for f in range(is_text.size):
-            start = _after(data, at, end, heads[head_ends[f] : head_ends[f + 1]])
-            quote = int(is_text[f])
-            if start < 0:
-                at = start
-            elif quote:
-                at = _after_text(data, start, end)
+            n_head = int(head_ends[f + 1] - head_ends[f])
+            if size - at < n_head or _differs(row, at, heads, head_ends[f], n_head):
+                at = -1
+                break
+            start = at + n_head
+            if is_text[f]:
+                start += 1
+                at = -1
+                if start <= size and row[start - 1] == _QUOTE:
+                    at = _text_end(row, start)
             else:
-                at = _after_number(data, start, end)
+                at, numbers[f, i] = _after_number(row, start)
             if at < 0:
                 break
-            spans[i, 2 * f], spans[i, 2 * f + 1] = start + quote, at - quote
-            if not quote:
-                numbers[f, i] = _short_decimal(data, start, at)
-        plain[i] = at >= 0 and at == end - 1 and data[at] == _END
+            spans[i, 2 * f], spans[i, 2 * f + 1] = first + start, first + at
+            if is_text[f]:
+                at += 1
+        plain[i] = at >= 0 and at == size - 1 and row[at] == _END
     return plain

@@ -21,7 +21,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 ENGINES = ("duckdb", "spark")
-BATCH_ROWS = 500_000
+BATCH_ROWS = 100_000
 _UNITS = {"MB": 10**6, "GB": 10**9}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(MB|GB)", re.IGNORECASE)
 _LEAST = 100_000_000
