@@ -12,9 +12,9 @@ from numpy.testing import assert_allclose
 from bandolero.epochs import moments_of
 from bandolero.experiment import Experiment
 from bandolero.fold import Correction, Fold, advance, init_fold, with_correction
-from bandolero.lake.catalog import Lake
+from bandolero.lake.catalog import INGESTED, Lake
 from bandolero.lake.refresh import refresh
-from bandolero.policies import LinearState, LinearThompson, policy_of
+from bandolero.policies import LinearState, LinearThompson, aged, policy_of
 from bandolero.policies.base import Floats, Ints
 from bandolero_service.folding import correction_state
 from report_cases import report_of
@@ -27,9 +27,11 @@ from strategies import (
     events_table,
 )
 from test_contextual import (
+    CONTEXT,
     DESKTOP,
     KINDS,
     MOBILE,
+    VARIANTS,
     clicked,
     folded,
     made,
@@ -158,6 +160,37 @@ def test_correction_makes_a_faded_state_final(
     assert scale > 0.0
     for one, other in zip(state, at_last({0, 3, 8, 10}), strict=True):
         assert_allclose(one, other, rtol=1e-9, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("policy", [SUMS[0], FADING[0], FADING[2]], ids=str)
+@pytest.mark.parametrize("n_fields", [1, 2], ids=["texts alone", "with numbers"])
+def test_what_came_from_files_is_refitted(
+    tmp_path: Path, policy: dict[str, Any], n_fields: int
+) -> None:
+    """No live fold learned it: the correction alone is the fold of all, faded by its age."""
+    spec = spec_of(policy, context=CONTEXT[:n_fields])
+    made, told = spread(ROWS), spread([clicked(i) for i in (0, 3, 7)])
+    lake = Lake(tmp_path)
+    for table, rows in (
+        ("decisions", decisions_table(made)),
+        ("events", events_table(told)),
+    ):
+        shard = f"{INGESTED}{table}-0123456789ab"
+        lake.commit(shard, 0, START_MS + 600_000, {table: rows})
+    (correction,) = refresh(lake, [record_of(spec)]).corrections
+    change: Any = correction_state(spec, published(correction), correction.watermark_ms)
+    whole = advance(
+        spec, init_fold(spec), decisions_table(made), events_table(told), {}
+    )
+    rule: Any = policy_of(spec)
+    state = aged(rule, whole.state, correction.watermark_ms - whole.learned_to_ms)
+    refitted = rule.add(rule.init(3), change)
+    for one, other in zip(refitted, state, strict=True):
+        assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    facts = sum(moments_of(epoch) for epoch in whole.epochs.values())
+    for arm, variant_id in enumerate(VARIANTS):
+        sums = correction.by_context[variant_id]["moments"]
+        assert_allclose(sums, np.asarray(facts)[2:, arm], rtol=1e-9)
 
 
 def test_report_counts_what_was_late_where_it_belongs(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A night's further findings: who computes it, what is excluded, segments, audit, results."""
 
 import gc
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bandolero.settle import GRACE_MS
 from bandolero_service.commands import CommandError, Place
 from bandolero_service.corrected import list_corrected
 from bandolero_service.settings import Settings
+from context_rows import BY_CONTEXT, by_context
 from strategies import (
     FAR_MS,
     START_MS,
@@ -55,18 +55,6 @@ MEASURED = experiment(
         {"name": "revenue", "event": "conversion", "reward": "value", "window_s": 3.0}
     ],
 )
-BY_CONTEXT = [
-    experiment(
-        objective={"reward": "value", "event": "conversion"},
-        context=[{"name": "device", "kind": "categorical", "levels": ["mobile"]}],
-        policy={"kind": "linear_thompson", "half_life_s": 36_000.0},
-    ),
-    experiment(
-        objective={"attribution_window_s": 2.0},
-        context=[{"name": "hour", "kind": "cyclic", "period": 24.0}],
-        policy={"kind": "logistic_thompson"},
-    ),
-]
 
 
 @pytest.fixture(scope="module")
@@ -354,45 +342,11 @@ def rich_lake(folder: Path) -> tuple[Lake, list[Any]]:
                     log_ms=int(rng.choice([seen_ms, FAR_MS - 1])),
                 )
             )
-    mine, clicks = by_context(rng, names[5:])
-    lake = lake_of(folder, made[:500] + mine[:60], told[:800] + clicks)
-    ingest(lake, "decisions", made[480:] + made[590:] + mine[60:])
+    also, earned = by_context(rng, names[5:])
+    lake = lake_of(folder, made[:500] + also[:60], told[:800] + earned)
+    ingest(lake, "decisions", made[480:] + made[590:] + also[60:])
     ingest(lake, "events", told[800:])
     return lake, records
-
-
-def by_context(
-    rng: np.random.Generator, names: list[str]
-) -> tuple[list[Row], list[Row]]:
-    """A hundred decisions of contexts, and conversions of every third, half of them late."""
-    made, told = [], []
-    for i in range(100):
-        at_ms = START_MS + 100 * i
-        mine = {"decision_id": f"c{i}", "decided_at_ms": at_ms}
-        said = {"device": str(rng.choice(["mobile", "tv"])), "hour": i % 24}
-        made.append(
-            decision(
-                **mine,
-                experiment_id=names[i % len(names)],
-                variant_id=str(rng.choice(VARIANTS)),
-                propensity=float(rng.uniform(0.1, 0.9)),
-                mode="explore",
-                context=json.dumps(said, separators=(",", ":")),
-            )
-        )
-    for i, row in enumerate(made[::3]):
-        seen_ms = row["decided_at_ms"] + 9
-        told.append(
-            event(
-                decision_id=row["decision_id"],
-                decided_at_ms=row["decided_at_ms"],
-                type=("click", "conversion")[i // 2 % 2],
-                value_micros=3_000_000,
-                at_ms=seen_ms,
-                log_ms=(seen_ms, FAR_MS - 1)[i % 2],
-            )
-        )
-    return made, told
 
 
 def agree(one: Refreshed, other: Refreshed) -> None:

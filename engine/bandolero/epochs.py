@@ -143,18 +143,9 @@ def moments_of(epoch: Epoch) -> Floats:
     )
 
 
-def earned_moments(
-    arms: Ints,
-    weights: Floats,
-    rewards: Floats,
-    n_arms: int,
-    signs: Ints | int = 1,
-) -> Floats:
-    """The last five of `MOMENTS`, of trials (n_trials,) each, (5, n_arms).
-
-    A sign of -1 takes a trial away.
-    """
+def earned_moments(arms: Ints, weights: Floats, rewards: Floats, n_arms: int) -> Floats:
+    """The last five of `MOMENTS`, of trials (n_trials,) each, (5, n_arms)."""
     earned = weights * rewards
     values = (weights, weights**2, earned, weights * earned, earned**2)
-    sums = [np.bincount(arms, signs * each, minlength=n_arms) for each in values]
+    sums = [np.bincount(arms, each, minlength=n_arms) for each in values]
     return np.array(sums, np.float64)

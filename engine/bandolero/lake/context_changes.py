@@ -16,10 +16,10 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from bandolero.epochs import earned_moments
 from bandolero.experiment import ExperimentRecord
 from bandolero.features import FeatureMap
 from bandolero.lake.engines import Batches, Engine
+from bandolero.lake.rollups import are_few
 from bandolero.lake.settling import EXPERIMENT, quiet
 from bandolero.policies import (
     ContextualPolicy,
@@ -50,7 +50,7 @@ _NUMBERS = pa.schema(
         *((name, pa.int32()) for name in ("kind", "arm")),
     ]
 )
-_ROWS = (*VARIANT, "context", "propensity", "weight")
+_SUMMED = ("weight", "inverse", "inverse_squared")
 
 
 class _Alike(NamedTuple):
@@ -65,7 +65,10 @@ class _Alike(NamedTuple):
 
 
 class _Total(NamedTuple):
-    """What is summed so far, by arm: rows and moments, (n_arms,), (5, n_arms)."""
+    """What is summed so far, by arm: rows (n_arms,); moments (5, n_arms).
+
+    The moments are the last five of `bandolero.epochs.MOMENTS`.
+    """
 
     rows: Ints
     moments: Floats
@@ -100,8 +103,10 @@ def changes_by_context(
     rows = _trials(changed, "is_trial", "reward_micros", 1)
     rows = rows.union(_trials(changed, "was_trial", "was_micros", -1))
     untold = never.mutate(is_quiet=quiet(never), nothing=ibis.literal(0, "int64"))
-    rows = rows.union(_trials(untold, "is_quiet", "nothing", 1))
-    return sums_by_context(engine, mine, rows)
+    quiet_ones = _trials(untold, "is_quiet", "nothing", 1)
+    if are_few(mine):
+        quiet_ones = _of_equal_context(quiet_ones)
+    return sums_by_context(engine, mine, rows.union(quiet_ones))
 
 
 def sums_by_context(
@@ -112,8 +117,9 @@ def sums_by_context(
     Parameters
     ----------
     rows
-        Trials of any experiments with reward_micros, context, propensity and weight; and
-        `sign`: -1 takes a trial away.
+        Trials of any experiments with `VARIANT`, context and reward_micros; and with
+        weight, inverse (1 / propensity) and inverse_squared, each less than 0 where a
+        trial is taken away, or the sums of them over equal ones.
     """
     alike = _alike(records)
     numbered = rows.inner_join(engine.table(_numbers(alike)), VARIANT).drop(VARIANT)
@@ -157,9 +163,21 @@ def _numbers(alike: Sequence[_Alike]) -> pa.Table:
 
 
 def _trials(rows: ir.Table, trial: str, micros: str, sign: int) -> ir.Table:
+    e = rows.propensity
     return rows.filter(rows[trial]).select(
-        *_ROWS, reward_micros=rows[micros], sign=ibis.literal(sign, "int64")
+        *VARIANT,
+        "context",
+        reward_micros=rows[micros],
+        weight=sign * rows.weight,
+        inverse=sign / e,
+        inverse_squared=sign / (e * e),
     )
+
+
+def _of_equal_context(trials: ir.Table) -> ir.Table:
+    """Trials of which nothing was told, those of one variant and context in one row."""
+    sums = {name: trials[name].sum() for name in _SUMMED}
+    return trials.group_by(*VARIANT, "context", "reward_micros").aggregate(**sums)
 
 
 def _partial_sums(alike: Sequence[_Alike], batches: Batches) -> Batches:
@@ -198,17 +216,18 @@ def _nothing(alike: _Alike) -> _Total:
 
 def _added(total: _Total, alike: _Alike, rows: pa.Table) -> _Total:
     """The sums and those over more trials."""
-    arms, sign, propensity, micros, weight = (
-        rows[name].to_numpy()
-        for name in ("arm", "sign", "propensity", "reward_micros", "weight")
-    )
-    n_arms, rewards, state = len(alike.variants), micros / 1e6, total.state
-    moments = earned_moments(arms, 1.0 / propensity, rewards, n_arms, sign)
+    n_arms, arms = len(alike.variants), rows["arm"].to_numpy()
+    weight, w, ww = (rows[name].to_numpy() for name in _SUMMED)
+    r, state = rows["reward_micros"].to_numpy() / 1e6, total.state
+    counted = total.rows + np.bincount(arms, minlength=n_arms)
+    moments = [
+        np.bincount(arms, each, minlength=n_arms)
+        for each in (w, ww, w * r, ww * r, ww * r * r)
+    ]
     if alike.sums is not None and state is not None:
         x = alike.features.encode_texts(rows["context"])
-        state = alike.sums.update(state, arms, rewards, x, sign * weight)
-    counted = total.rows + np.bincount(arms, minlength=n_arms)
-    return _Total(counted, total.moments + moments, state)
+        state = alike.sums.update(state, arms, r, x, weight)
+    return _Total(counted, total.moments + np.array(moments), state)
 
 
 def _of_arm(total: _Total, arm: int) -> dict[str, list[float] | None]:

@@ -64,7 +64,7 @@ def roll_up(
     closed, settled = _dated(closed), _dated(settled)
     wholes, variants, segments = [], [], []
     for fields in _passes(records):
-        untold = engine.keep(_untold(engine, closed, fields, _are_few(records)))
+        untold = engine.keep(_untold(engine, closed, fields, are_few(records)))
         told = _with_levels(engine, settled, fields)
         keys = (*_KEYS, *map(_column, fields))
         cells = engine.keep(with_told(untold, told, keys))
@@ -101,7 +101,7 @@ def _passes(records: Sequence[ExperimentRecord]) -> Iterator[Fields]:
     yield passing
 
 
-def _are_few(records: Sequence[ExperimentRecord]) -> bool:
+def are_few(records: Sequence[ExperimentRecord]) -> bool:
     """Whether recorded contexts are: they hold no numbers."""
     fields = (field for record in records for field in record.spec.context)
     return all(isinstance(field, CategoricalField) for field in fields)
