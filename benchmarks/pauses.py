@@ -10,7 +10,8 @@ experiments, in stretches by turns: quiet, and with all of these at once:
 - specifications changed, variants paused and resumed, invalid specifications refused;
 - garbage collection, as it comes about by all this.
 
-With `--first` (as root) worker and generator are in the real-time class.
+Learner and archiver are niced, so that they do not starve the load generator, which
+would be told as a pause of the worker. With `--first` they need not be.
 """
 
 import argparse
@@ -252,6 +253,10 @@ def place(server: Server, core: int, other: int, *, first: bool) -> None:
         pin(pid, core if pid == worker else other)
     if first:
         put_first(worker)
+        return
+    for pid in server.role_pids("learner") + server.role_pids("archiver"):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), 10)
 
 
 def stretches(

