@@ -203,8 +203,7 @@ class LinearThompson:
     def observe(self, state: LinearState, arm: int, reward: float, x: Floats) -> None:
         """Add one trial in place, for a caller that owns the state; inputs unchecked."""
         _, _, gram, moment, squares, trials = state
-        _observe(gram, moment, squares, arm, reward, x, 1.0)
-        trials[arm] += 1
+        _observe_one(gram, moment, squares, trials, arm, reward, x)
 
     def posterior(self, state: LinearState) -> LinearPosterior:
         """Solve each arm's regression; O(n_arms n_features^3), once per snapshot.
@@ -309,6 +308,21 @@ def _observe(
     for i in range(d):
         sums[i] += weight * reward * x[i]
     squares[arm] += weight * reward * reward
+
+
+@kernel
+def _observe_one(
+    gram: Floats,
+    moment: Floats,
+    squares: Floats,
+    trials: Counts,
+    arm: int,
+    reward: float,
+    x: Floats,
+) -> None:
+    """Add one whole trial, and count it."""
+    _observe(gram, moment, squares, arm, reward, x, 1.0)
+    trials[arm] += 1
 
 
 @kernel
