@@ -2,8 +2,9 @@
 
 Counts alone do not correct a regression: what was late belongs to a context. So the few
 decisions that settled otherwise with hindsight are looked up, and counted once as they
-are and once, to be taken away, as they were learned. Sums over features are beyond SQL:
-one function goes over batches of rows, here or on a cluster, and its parts add up.
+are and once, to be taken away, as they were learned; what no live fold learned is counted
+whole. Sums over features are beyond SQL: one function goes over batches of rows, in
+threads here or on a cluster, and its parts add up.
 """
 
 from collections import defaultdict
