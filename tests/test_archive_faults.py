@@ -78,5 +78,5 @@ def test_one_shards_fault_does_not_stop_the_others(
     monkeypatch.setattr(module, "_archive_shard", take)
     monkeypatch.setattr(module, "STEP_S", 0.0)
     run_archiver(store, lake, Settings(archive_interval_s=0.001), stop)
-    assert tries[1] == tries[3] >= 2
+    assert min(tries[shard] for shard in range(store.shards)) >= 2
     assert sum("shard 1 cannot be" in r.getMessage() for r in caplog.records) == 1
