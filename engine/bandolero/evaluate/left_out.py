@@ -13,7 +13,6 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.lake.catalog import Lake
 from bandolero.lake.listing import Listing
 from bandolero.lake.results import read_result
-from bandolero.log import DECISIONS_TABLE
 from bandolero.settle import Settled
 
 _TOLD = pa.schema(
@@ -34,11 +33,7 @@ def repeats_of(files: Listing) -> dict[str, Ints]:
     from bandolero.lake.repeats import repeats
 
     with open_engine() as engine:
-        live, ingested = (
-            engine.read(paths, DECISIONS_TABLE)
-            for paths in (files.live, files.ingested)
-        )
-        again = repeats(engine, live, ingested)
+        again = repeats(engine, files)
         by_file = again.group_by("file").aggregate(places=again.place.collect())
         rows = engine.to_arrow(by_file).to_pylist()
     return {row["file"]: np.array(row["places"], np.int64) for row in rows}

@@ -188,7 +188,7 @@ def _each_once(engine: Engine, files: Listing) -> tuple[ir.Table, int]:
     rows = _rows(engine, files, DECISIONS_TABLE)
     if not files.ingested:
         return rows, 0
-    again = repeats(engine, rows.filter(rows.is_live), rows.filter(~rows.is_live))
+    again = repeats(engine, files)
     n = _sum(engine.to_arrow(again.aggregate(n=again.count())), "n")
     return (rows.anti_join(again, PLACE) if n else rows), n
 

@@ -10,22 +10,21 @@ import ibis
 import ibis.expr.types as ir
 
 from bandolero.lake.engines import Engine
+from bandolero.lake.listing import Listing
 from bandolero.lake.settling import DECISION, IN_LOG_ORDER, sequence_of
+from bandolero.log import DECISIONS_TABLE
 
 PLACE = ("file", "place")
 
 
-def repeats(engine: Engine, live: ir.Table, ingested: ir.Table) -> ir.Table:
-    """Ingested rows that are repeats, by `PLACE`.
+def repeats(engine: Engine, files: Listing) -> ir.Table:
+    """Rows of decisions' ingested files that are repeats, by `PLACE`.
 
     Ids are looked at as hashes first: of files that do not overlap nearly none is left
     to be compared.
-
-    Parameters
-    ----------
-    live, ingested
-        Decisions as `Engine.read` gives them.
     """
+    live = engine.read(files.live, DECISIONS_TABLE)
+    ingested = engine.read(files.ingested, DECISIONS_TABLE)
     suspects = engine.keep(_suspects(live, ingested))
     rows = _of_marks(live, suspects, is_live=True)
     rows = engine.keep(rows.union(_of_marks(ingested, suspects, is_live=False)))
