@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ SLOWER = float(os.environ.get("BANDOLERO_TEST_SLOWER", _SLOW))
 """Patience is multiplied by this where kernels run as plain Python, or on a busy machine."""
 READY_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 60.0 * SLOWER
+RARE = 1e-6
+"""A p-value that chance alone hardly gives: decision ids are drawn anew in every run."""
 
 linux = pytest.mark.skipif(not PROC.is_dir(), reason="no /proc to find processes in")
 T = TypeVar("T")
@@ -71,11 +74,16 @@ def short_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_ports = itertools.count(os.getpid() * 997)
+
+
 def free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that is free now, and below those that the kernel gives out."""
+    while True:
+        port = 10_000 + next(_ports) % 22_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what: Callable[[], T], timeout_s: float = 20.0, why: str = "") -> T:
@@ -174,7 +182,7 @@ class Running:
         *,
         raw: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float = 20.0,
+        timeout: float = 60.0,
     ) -> Answer:
         """Ask over a connection of its own; an iterable `raw` is sent in chunks."""
         data = json.dumps(body).encode() if raw is None and body is not None else raw

@@ -25,7 +25,7 @@ from service_helpers import (
     running_server,
     wait_for,
 )
-from traffic import Tally, now, play, retraction, specification
+from traffic import CLOSE_MS, Tally, now, play, retraction, specification
 
 pytestmark = needs_server
 VARIANTS = ["v0", "v1", "v2", "v3"]
@@ -205,7 +205,7 @@ def remaining(books: Books, hits: set[str], now_ms: int) -> dict[str, list[float
     left = {v: [0.0, 0.0] for v in VARIANTS}
     for row in books.lake.read("decisions")[0].to_pylist():
         if row["mode"] != "fallback":
-            weight = 0.5 ** ((now_ms - row["log_ms"] - 2_000) / HALF_LIFE_MS)
+            weight = 0.5 ** ((now_ms - row["log_ms"] - CLOSE_MS) / HALF_LIFE_MS)
             left[row["variant_id"]][0] += weight
             left[row["variant_id"]][1] += weight * (row["decision_id"] in hits)
     return left

@@ -46,7 +46,7 @@ def document(running: Running) -> BaseSchema:
     key = {"authorization": f"Bearer {running.key(TENANT)}"}
     url = f"http://127.0.0.1:{running.port}/openapi.json"
     schema = schemathesis.openapi.from_url(url)
-    schema.config.update(headers=key)
+    schema.config.update(headers=key, request_timeout=60)
     return schema
 
 

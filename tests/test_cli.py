@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,14 @@ from typer.testing import CliRunner
 
 from bandolero_service import keys
 from bandolero_service.cli import app, main
-from service_helpers import Running, cli, experiment, needs_server, short_folder
+from service_helpers import (
+    Running,
+    cli,
+    experiment,
+    needs_server,
+    short_folder,
+    wait_for,
+)
 
 pytestmark = needs_server
 
@@ -309,8 +315,7 @@ def test_keys_are_made_listed_and_revoked(run: Run, running: Running) -> None:
     (line,) = (line for line in listed.splitlines() if line.startswith(key_id))
     assert "live" in line
     assert run("keys", "revoke", key_id, *beside(running)).returncode == 0
-    time.sleep(1.0)
-    assert running.call("POST", "/v1/decide", body, key).status == 401
+    wait_for(lambda: running.call("POST", "/v1/decide", body, key).status == 401, 5)
     listed = run("keys", "list", *beside(running)).stdout
     assert next(x for x in listed.splitlines() if x.startswith(key_id)).split()[2] == (
         "revoked"
@@ -327,7 +332,10 @@ def test_an_applied_experiment_is_served(running: Running, tmp_path: Path) -> No
     file = write(tmp_path, experiment("applied"))
     done = running.cli("experiment", "apply", file, "--tenant", "acme", "--start")
     assert done.returncode == 0, done.stderr
-    time.sleep(1.0)
+    ask = {"experiment": "applied"}
+    wait_for(
+        lambda: running.call("POST", "/v1/decide", ask, running.key()).status == 200, 5
+    )
     assert running.decide("applied")["variant"]["id"] in {"v0", "v1", "v2"}
 
 

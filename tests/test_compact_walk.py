@@ -45,6 +45,8 @@ def test_a_night_compacts_what_the_archiver_left(tmp_path: Path) -> None:
     """Days before today become a commit each while the server decides and archives; what
     it reports, replays and explains is as before, and the next night has nothing to do."""
     today_ms = int(time.time() * 1000) // DAY_MS * DAY_MS
+    if today_ms + DAY_MS - time.time() * 1000 < 240_000:
+        pytest.skip("it is midnight in a moment: today is then a day before today")
     lake = fill(Lake(tmp_path), today_ms - 2 * DAY_MS, ALL_SHARDS, N_PAST)
     with running_server(environment={"BANDOLERO_LAKE": str(tmp_path)}) as server:
         server.begin(experiment("walk"))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from service_helpers import (
+    RARE,
     SLOWER,
     Running,
     click,
@@ -36,7 +37,7 @@ def play(server: Running, name: str, n: int) -> None:
 
 def shares(server: Running, name: str, device: str) -> dict[str, float]:
     """The probabilities that the next decision for a device is explained with."""
-    answers = server.decide_many(name, 5, context={"device": device})
+    answers = server.decide_many(name, 20, context={"device": device})
     answer = next(a for a in answers if a["mode"] == "explore")
     told = explained(server, answer["decision_id"])
     assert told["rederived"]["same"] is True, told
@@ -94,5 +95,7 @@ def test_each_device_gets_what_works_there() -> None:
         wait_for(learned, 30, "both devices are learned")
         assert "fold to the state of snapshot" in replayed(server, name)
         body = server.ok("GET", f"/v1/experiments/{name}/report")
-        assert body["sample_ratio"]["verdict"] == "ok"
+        strata = body["sample_ratio"]["strata"]
+        assert len(strata) == 3
+        assert min(stratum["p_value"] for stratum in strata) > RARE
         assert any("1 / propensity" in note for note in body["notes"])

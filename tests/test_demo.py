@@ -241,7 +241,7 @@ def test_trouble_in_a_thread_ends_the_play() -> None:
     plan = make_plan([SURE], ["demo-sure"], seconds=30.0, seed=3)
     with pytest.raises(KeyboardInterrupt):
         Player(plan, lambda: Scripted([]), Faults()).play(angry)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 # --- the private server's processes ---------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from bandolero.lake.catalog import Lake
 from service_helpers import Running, click, experiment, wait_for
+from traffic import now
 
 N = 1500
 RATE = {"v0": 2, "v1": 4, "v2": 8}
@@ -22,15 +23,16 @@ def test_a_running_system_can_be_evaluated(running: Running) -> None:
     learns from one half and is evaluated on the other.
     """
     running.begin(experiment("off-policy", 3, allocation={"holdout_share": 0.3}))
-    made = [d for _ in range(N // 500) for d in running.decide_many("off-policy", 500)]
     seen = dict.fromkeys(RATE, 0)
-    clicks = []
-    for decision in made:
-        variant_id = decision["variant"]["id"]
-        seen[variant_id] += 1
-        if seen[variant_id] % RATE[variant_id] == 0:
-            clicks.append(click(decision))
-    running.tell(clicks)
+    for _ in range(N // 500):
+        clicks = []
+        decisions, at = running.decide_many("off-policy", 500), now()
+        for decision in decisions:
+            variant_id = decision["variant"]["id"]
+            seen[variant_id] += 1
+            if seen[variant_id] % RATE[variant_id] == 0:
+                clicks.append(click(decision, at=at))
+        running.tell(clicks)
     closed_ms = time.time_ns() // 1_000_000 + 3_000
     lake = Lake(running.data_dir / "lake")
     wait_for(lambda: lake.watermark_ms() > closed_ms, 30, "the lake holds all that")

@@ -74,7 +74,7 @@ def test_decisions_of_every_kind_draw_the_same_again(
     record = worker.put(experiment("hats", 4, allocation=shares))
     if version > 0:
         worker.publish(record, version)
-    decisions = decided(worker)
+    decisions = decided(worker, 30)
     assert {d["mode"] for d in decisions} == {"explore", "holdout"}
     assert {d["snapshot_version"] for d in decisions} == {version}
     worker.writer.stop()
@@ -114,7 +114,10 @@ def test_a_decision_is_found_in_the_lake_when_the_log_has_forgotten_it(
     worker: Worker, lake: Lake
 ) -> None:
     """Archived and gone from the log, a decision and its events are told as before."""
-    record = worker.put(experiment("hats", 4))
+    window = {
+        "attribution_window_s": 600.0
+    }  # open before and after, however long it takes
+    record = worker.put(experiment("hats", 4, objective=window))
     worker.publish(record, 1)
     decisions = decided(worker, 3)
     event = {

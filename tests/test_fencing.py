@@ -1,6 +1,7 @@
 """One writer per shard: whoever was late, or is, changes nothing; the log is trimmed last."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from bandolero_service.settings import Settings
 from bandolero_service.store import Block, Commit, FencedError, Store
 from service_helpers import experiment, needs_server, wait_for
 from worker import Worker
+
+A_MS = 0.002
+"""So long that the next entry of the log has a later millisecond, in seconds."""
 
 pytestmark = needs_server
 MINUTE_MS = 60_000
@@ -117,12 +121,14 @@ def test_a_late_commit_of_an_archiver_is_refused(store: Store, tmp_path: Path) -
     def take_over() -> None:
         late.meanwhile = lambda: None  # type: ignore[method-assign]
         store.append("w", [_event_block(2)])
+        time.sleep(A_MS)
         assert archive(store, lake, 1, LARGE) > 0
 
     late.meanwhile = take_over  # type: ignore[method-assign]
     with pytest.raises(OverlapError):
         archive(store, late, 1, LARGE)
     store.append("w", [_event_block(3)])
+    time.sleep(A_MS)
     archive(store, late, 1, LARGE)
     rows, bad = lake.read("events")
     assert bad == []

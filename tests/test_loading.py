@@ -247,11 +247,16 @@ def test_a_killed_run_is_run_again(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(table, path)
     code = (
-        "import sys\nfrom bandolero.lake import drafts, ingest\n"
+        "import sys, time\nfrom bandolero.lake import drafts, ingest\n"
         "from bandolero.lake.catalog import Lake\n"
+        "class Slow(Lake):\n"
+        "    def write_part(self, *given):\n"
+        "        files = super().write_part(*given)\n"
+        "        time.sleep(0.3)\n"
+        "        return files\n"
         "drafts.ROWS_PER_FILE = 30_000\n"
         f"terms = ingest.Terms(now_ms={START_MS})\n"
-        "ingest.ingest(Lake(sys.argv[1]), 'events', [sys.argv[2]], terms)"
+        "ingest.ingest(Slow(sys.argv[1]), 'events', [sys.argv[2]], terms)"
     )
     command = [
         sys.executable,

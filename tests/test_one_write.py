@@ -43,7 +43,7 @@ def exchanged(served: Running, sent: bytes, n_answers: int = 1) -> list[bytes]:
                 heads.append(head)
                 length = int(head.lower().partition(b"content-length: ")[2].split()[0])
                 assert file.read(length).startswith(b'{"decision_id":"')
-            connection.settimeout(0.2)
+            connection.settimeout(10.0 if b"Connection: close" in sent else 0.2)
             try:
                 heads.append(file.read(1))
             except TimeoutError:

@@ -12,6 +12,7 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.snapshot import snapshot_from_bytes, snapshot_to_bytes
 from bandolero_service.views import cold_snapshot
 from service_helpers import Answer, Running, click, experiment, needs_server, wait_for
+from traffic import now
 
 pytestmark = needs_server
 NAME = "owasp"
@@ -176,10 +177,10 @@ def test_api6_unrestricted_access_to_sensitive_business_flows(server: Running) -
     of another experiment, tenant or nobody is none."""
     name = f"{NAME}-flow"
     server.begin(experiment(name))
-    decision = server.decide(name)
+    decision, at = server.decide(name), now()
     for _ in range(5):
-        server.tell([click(decision)] * 10)
-    server.tell([click(decision, f"more-{i}") for i in range(20)])
+        server.tell([click(decision, at=at)] * 10)
+    server.tell([click(decision, f"more-{i}", at=at) for i in range(20)])
 
     def rewards() -> list[float]:
         rows = server.report(name).values()

@@ -424,7 +424,7 @@ def play(running: Running, name: str, n: int) -> tuple[list[Any], str]:
 
 def night(running: Running) -> tuple[int, Any]:
     """Exit code and summary of a refresh of everything logged by now."""
-    now_ms = time.time() * 1000
+    now_ms = time.time() * 1000 + 1_500  # a metric's window is open a second longer
     lake = Lake(running.data_dir / "lake")
     wait_for(lambda: lake.watermark_ms() > now_ms, 30, "the lake")
     file = running.data_dir / "night.json"

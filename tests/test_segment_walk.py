@@ -22,6 +22,7 @@ from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from report_cases import record_of
 from service_helpers import SLOWER, Running, click, experiment, needs_server, wait_for
+from traffic import now
 
 pytestmark = needs_server
 NAME, PATH = "by-device", "/v1/experiments/by-device/report"
@@ -39,8 +40,9 @@ def play(server: Running, tenant: str, contexts: list[dict[str, Any]]) -> None:
     key = server.key(tenant)
     requests = [{"experiment": NAME, "context": context} for context in contexts]
     answer = server.ok("POST", "/v1/decide/batch", {"requests": requests}, key)
+    at = now()
     clicks = [
-        click(decision)
+        click(decision, at=at)
         for context, decision in zip(contexts, answer["decisions"], strict=True)
         if context.get("device") == "mobile" and decision["variant"]["id"] == "v1"
     ]

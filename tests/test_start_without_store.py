@@ -93,7 +93,12 @@ def _all_is_there(server: Running, decisions: list[Any], clicks: list[Any]) -> N
     told = server.ok("GET", f"/v1/decisions/{last['decision_id']}")
     assert told["propensity"] == last["propensity"], told
     lake = Lake(server.data_dir / "lake")
-    wait_for(lambda: lake.read("events")[0].num_rows == len(clicks), 30, "the lake")
+    n = len(clicks), len(decisions)
+    wait_for(
+        lambda: tuple(lake.read(t)[0].num_rows for t in ("events", "decisions")) == n,
+        30,
+        "the lake",
+    )
     rows = lake.read("decisions")[0].to_pylist()
     sent = {d["decision_id"]: (d["propensity"], d["serving"]) for d in decisions}
     logged = {r["decision_id"]: (r["propensity"], r["serving"]) for r in rows}

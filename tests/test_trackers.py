@@ -412,7 +412,7 @@ async def _status(app: FastAPI, path: str) -> int:
 
 # In a page
 
-WINDOW_S = 25.0
+WINDOW_S = 45.0
 """Longer than a browser needs to start on a busy machine."""
 
 

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from bandolero.settle import GRACE_MS
 from service_helpers import Running, click, experiment
 
 CLICK_RATES = {"v0": 0.1, "v1": 0.5, "v2": 0.25, "v3": 0.0}
-IN_TIME_S = 1.6
-"""An event told this long after its decision was asked for is in time for a close of 2 s."""
+WINDOW_S = 4.0
+CLOSE_MS = round(1000 * WINDOW_S) + GRACE_MS
+"""After a decision is logged it is settled."""
+IN_TIME_S = WINDOW_S - 0.4
+"""An event told this long after its decision was asked for is in its window."""
 
 
 class Made(NamedTuple):
@@ -43,11 +47,12 @@ class Tally:
 
 
 def specification(experiment_id: str) -> Any:
-    """Four variants, a holdout, a floor and a context, with a window of one second."""
+    """Four variants, a holdout, a floor and a context."""
     return experiment(
         experiment_id,
         4,
         allocation={"holdout_share": 0.1, "min_share": 0.05},
+        objective={"event": "click", "attribution_window_s": WINDOW_S},
         context=[{"name": "hour", "kind": "cyclic", "period": 24.0}],
     )
 

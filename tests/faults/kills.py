@@ -24,7 +24,7 @@ N_WORKERS = 2
 STORE_DOWN_S = 1.5
 """The store is down for a time drawn from [0, this)."""
 BACK_WITHIN_S = 60.0
-FLUSHED_WITHIN_S = 2.0 * SLOWER
+FLUSHED_WITHIN_S = 4.0 * SLOWER
 """What a killed worker had answered before this is durable: flushes are 50 ms apart, and
 one may wait a second for a store that does not answer before it goes to the spool."""
 _READY = re.compile(r"worker (\d+) is ready")

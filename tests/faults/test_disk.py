@@ -52,9 +52,8 @@ def silent(pid: int) -> Iterator[None]:
 def test_no_store_and_no_disk_means_503(server: Running) -> None:
     """Events are not accepted then; decisions are served. With room they are spooled."""
     begin(server, "full-spool")
-    early = server.decide_many("full-spool", 40)
-    time.sleep(0.3)  # they are in the log by now
-    at = now()
+    early, at = server.decide_many("full-spool", 40), now()
+    time.sleep(1.0)  # they are in the log by now
     events = [click(d, d["decision_id"][-20:], at=at) for d in early]
     told = {"events": events}
     (store,), (worker,) = server.of_role("store"), server.of_role("api")
@@ -64,7 +63,7 @@ def test_no_store_and_no_disk_means_503(server: Running) -> None:
             assert answer.status == 503
             assert answer.body["error"]["code"] == "not_durable"
             assert len(server.decide_many("full-spool", 10)) == 10
-            time.sleep(0.3)
+            time.sleep(2.0)  # the store's time-out, and some more
         answer = server.call("POST", "/v1/events", told, server.key())
         assert (answer.status, answer.body["accepted"]) == (202, len(events))
         assert server.call("GET", "/readyz").body["spool_bytes"] > 0
