@@ -1,12 +1,21 @@
 """What a worker does for eligible sets in use when a new snapshot comes."""
 
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 from bandolero.experiment import ExperimentRecord, parse_experiment
-from bandolero.snapshot import Snapshot
+from bandolero.snapshot import (
+    Snapshot,
+    decide,
+    snapshot_from_bytes,
+    snapshot_to_bytes,
+)
 from bandolero_service import auth, views
 from bandolero_service.audit import Author
 from bandolero_service.ids import Signer
@@ -16,6 +25,23 @@ from service_helpers import needs_server
 
 AUTHOR = Author("test", b"root")
 SETS = [(0, 1), (0, 2), (1, 2)]
+CONTEXTUAL = (
+    "linear_thompson",
+    "lin_ucb",
+    "logistic_thompson",
+    "shared_linear_thompson",
+)
+
+
+def signatures() -> dict[str, int]:
+    """In how many ways each kernel is compiled."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("bandolero")]
+    found = [v for module in modules for v in vars(module).values()]
+    return {
+        f"{one.py_func.__module__}.{one.py_func.__name__}": len(one.signatures)
+        for one in found
+        if isinstance(one, Dispatcher)
+    }
 
 
 def snapshot() -> Snapshot:
@@ -36,6 +62,23 @@ def test_sets_in_use_are_ready_before_a_snapshot_is_served(
     views._warm_like(new, old)
     assert set(new.sets) == set(old.sets) == {(0, 1, 2), *SETS}
     assert new.misses == set()
+
+
+@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="no kernels")
+@pytest.mark.parametrize("kind", CONTEXTUAL)
+def test_a_worker_that_is_ready_compiles_nothing_more(kind: str) -> None:
+    """Cold or published, among all variants or some: kernels are those of the warm-up."""
+    views.warm_up()
+    before = signatures()
+    context = [{"name": "device", "kind": "categorical", "levels": ["m", "d"]}]
+    variants = [{"id": str(i), "attributes": {"size": i}} for i in range(4)]
+    spec: Any = {"experiment": "hats", "policy": {"kind": kind}, "context": context}
+    spec = parse_experiment({**spec, "variants": variants})
+    cold = views.cold_snapshot(ExperimentRecord(tenant="acme", spec=spec))
+    for served in (cold, snapshot_from_bytes(snapshot_to_bytes(cold))):
+        for eligible in (None, (1, 3)):
+            decide(served, b"n" * 16, eligible=eligible, context={"device": "m"})
+    assert signatures() == before
 
 
 def test_what_there_is_no_time_for_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

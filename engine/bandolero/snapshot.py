@@ -158,8 +158,7 @@ class Snapshot:
         known = self.sets.get(eligible)
         if known is not None:
             return known
-        arms = np.array(eligible, dtype=np.int64)
-        shares = _over_arms(self.experiment, self.state, self.prepared, arms)
+        shares = _over_arms(self.experiment, self.state, self.prepared, _arms(eligible))
         exact = _distribution(shares, eligible, EXACT)
         if len(self.sets) < MAX_CACHED_SETS:
             self.sets[eligible] = exact
@@ -181,7 +180,7 @@ def build_snapshot(
     already; at least one variant must be active.
     """
     policy = policy_of(record.spec)
-    active = np.array(record.active_arms, dtype=np.int64)
+    active = _arms(record.active_arms)
     prepared = None
     if isinstance(policy, ContextualPolicy):
         prepared = _frozen_state(policy.prepare(state))
@@ -193,7 +192,7 @@ def build_snapshot(
         spec_version=record.spec_version,
         created_at_ms=created_at_ms,
         folded_to=folded_to,
-        active=_frozen(active),
+        active=active,
         state=_frozen_state(state),
         correction=None if correction is None else _frozen_state(correction),
         prepared=prepared,
@@ -309,7 +308,7 @@ def _draw_by_context(
     """Draw with the probabilities that a contextual policy gives for this context."""
     policy: ContextualPolicy[Any, Any] = snapshot.policy  # type: ignore[assignment]
     limits = snapshot.experiment.allocation
-    arms = snapshot.active if eligible is None else np.array(eligible, dtype=np.int64)
+    arms = snapshot.active if eligible is None else _arms(eligible)
     x = snapshot.features.encode(context or {})
     if limits.max_share >= 1.0:
         arm, propensity, shares = policy.draw(
@@ -439,18 +438,24 @@ def _distribution(
 
 
 def _renormalised(probabilities: Floats, eligible: tuple[int, ...]) -> Distribution:
-    arms = np.array(eligible, dtype=np.int64)
+    arms = _arms(eligible)
     total = float(probabilities[arms].sum())
     shares = np.zeros(len(probabilities))
     shares[arms] = probabilities[arms] / total if total > 0.0 else 1.0 / len(arms)
     return _distribution(shares, eligible, RENORMALISED)
 
 
+def _arms(arms: Sequence[int]) -> Ints:
+    made: Ints = _frozen(arms, np.int64)
+    return made
+
+
 def _frozen_state(state: tuple[Any, ...]) -> tuple[Any, ...]:
     return type(state)(*(_frozen(array) for array in state))
 
 
-def _frozen(array: Any) -> Any:
-    copy = np.array(array)
+def _frozen(array: Any, dtype: Any = None) -> Any:
+    """A copy that nobody writes to, laid out as every other: kernels compile by layout."""
+    copy = np.array(array, dtype, order="C")
     copy.setflags(write=False)
     return copy
