@@ -139,7 +139,8 @@ def test_first_value_is_the_difference_of_the_rows() -> None:
                 if t < s:
                     arm = np.full(len(earned), int(w == "v2"))
                     past = policy.update(past, arm, earned)
-            p = policy.probabilities(past, np.arange(2))[int(v == "v2")]
+            is_best = past.mean >= past.mean.max()
+            p = (is_best / is_best.sum())[int(v == "v2")]
             columns.append(np.full(len(r), p))
     rewards = np.concatenate(list(made.values()))
     new_p, old_p = (np.concatenate(columns) for columns in chosen.values())
@@ -185,6 +186,27 @@ def test_an_equally_good_prior_keeps_its_value() -> None:
         new = BetaThompson(12.0 * strength, 388.0 * strength)
         found.append(first_value([replay_of(rng, new, BetaThompson(*OLD))]))
     assert blocked(found) == 0
+
+
+def test_first_value_lets_the_true_prior_pass() -> None:
+    """Of 24 nights of uniform logs none keeps the prior that rates are drawn from back,
+    though who knows it explores more than who thinks that anything may be: a log does not
+    show what exploring is worth."""
+    true, flat = BetaThompson(20.0, 480.0), BetaThompson()
+    found = []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        logs = [stages_of_ten(rng, rng.beta(20, 480, 10)) for _ in range(20)]
+        found.append(first_value([Replay(log, true, flat) for log in logs]))
+    assert blocked(found) == 0
+
+
+def stages_of_ten(rng: np.random.Generator, rates: Floats) -> Stages:
+    """A uniform log of ten variants, twelve stages that double."""
+    n = 4.0 * 2.0 ** np.arange(12)[:, None] * np.ones(10)
+    hits, w = rng.binomial(n.astype(np.int64), rates).astype(float), 10.0
+    moments = n * w, n * w**2, hits * w, hits * w**2, hits * w**2
+    return Stages(n, n, hits, 1e6 * hits, hits, *moments)
 
 
 def test_only_first_decisions_are_judged() -> None:

@@ -16,7 +16,8 @@ from bandolero.inference.families import Facts, Family
 from bandolero.inference.sample_ratio import P_VALUE_MIN
 from bandolero.lake.stages import MOMENTS, Stages
 from bandolero.policies import Policy
-from bandolero.policies.base import Floats, Ints
+from bandolero.policies.base import Floats, Ints, take
+from bandolero.policies.greedy import highest
 
 MIN_EXPERIMENTS = 5
 """Fewer experiments say nothing of how priors score on others."""
@@ -96,12 +97,14 @@ def log_score(
 
 
 def first_value(replays: Sequence[Replay]) -> Finding:
-    """Whether experiments would have earned less at first with the refreshed prior.
+    """Whether the refreshed prior would have named worse variants than the old one at first.
 
-    At each stage both policies have learned what was logged before it; what they differ
-    by is judged on what the stage's decisions earned: from sums, the mean of
-    (w_new - w_old) (r - mean r), doubly robust with the mean reward for a model. Blocks
-    where the upper bound of its 95 % interval is a loss of more than 1 %.
+    At each stage both have learned what was logged before it, and show the variant of the
+    highest posterior mean: what exploring is worth cannot be seen in a log, for what is
+    logged is learned whatever would have been shown. What they differ by is judged on what
+    the stage's decisions earned: from sums, the mean of (w_new - w_old) (r - mean r), doubly
+    robust with the mean reward for a model. Blocks where the upper bound of its 95 %
+    interval is a loss of more than 1 %.
 
     References
     ----------
@@ -225,7 +228,7 @@ def _gains(replay: Replay) -> Floats:
 
 
 def _shares(policy: Policy[Any], stages: Stages, i: int) -> Floats:
-    """A policy's probabilities at a stage among the variants shown there, (n_arms,)."""
+    """What a policy thinks best at a stage of the variants shown there, (n_arms,)."""
     past = Stages(*(column[:i].sum(axis=0) for column in stages))
     data = policy.correction(
         len(past.trials),
@@ -236,5 +239,5 @@ def _shares(policy: Policy[Any], stages: Stages, i: int) -> Floats:
     )
     shown = np.flatnonzero(stages.decisions[i])
     shares = np.zeros(len(past.trials))
-    shares[shown] = policy.probabilities(data, shown)
+    shares[shown] = highest(take(data, shown).mean)
     return shares

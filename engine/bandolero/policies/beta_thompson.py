@@ -54,6 +54,11 @@ class BetaState(NamedTuple):
         failures: Counts = corrected(self.trials, -self.successes)
         return self.prior_beta + failures
 
+    @property
+    def mean(self) -> Floats:
+        """Posterior mean of every arm's rate, (n_arms,)."""
+        return self.alpha / (self.alpha + self.beta)
+
 
 @dataclass(frozen=True)
 class BetaThompson:

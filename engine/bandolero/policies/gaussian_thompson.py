@@ -66,6 +66,11 @@ class GaussianState(NamedTuple):
     rewards_micros: Counts
     rewards_squared: Floats
 
+    @property
+    def mean(self) -> Floats:
+        """Posterior mean of every arm's reward, (n_arms,)."""
+        return posterior(self).mean
+
 
 class Students(NamedTuple):
     """Student-t posteriors of the arms' means.

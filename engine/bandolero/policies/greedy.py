@@ -47,6 +47,12 @@ class MeanState(NamedTuple):
         return (self.prior_trials * prior + self.rewards_micros / 1e6) / weight
 
 
+def highest(mean: Floats) -> Floats:
+    """Evenly over the arms with the highest mean, 0 elsewhere, (n_arms,)."""
+    best = mean >= mean.max() - TIE * np.abs(mean).max()
+    return np.asarray(best / best.sum(), np.float64)
+
+
 @dataclass(frozen=True)
 class Greedy:
     """The highest posterior mean; arms with the same share evenly. For any reward.
@@ -92,9 +98,7 @@ class Greedy:
 
     def probabilities(self, state: MeanState, eligible: Ints) -> Floats:
         """Evenly over the arms with the highest mean, 0 elsewhere, (n_eligible,)."""
-        mean = take(state, eligible).mean
-        best = mean >= mean.max() - TIE * np.abs(mean).max()
-        return np.asarray(best / best.sum(), np.float64)
+        return highest(take(state, eligible).mean)
 
     def add(self, state: MeanState, correction: MeanState) -> MeanState:
         """Sums of both."""

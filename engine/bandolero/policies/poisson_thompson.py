@@ -54,6 +54,11 @@ class GammaState(NamedTuple):
         """Second parameter of each arm's posterior, in trials, (n_arms,)."""
         return self.prior_rate + self.trials
 
+    @property
+    def mean(self) -> Floats:
+        """Posterior mean of every arm's reward, (n_arms,)."""
+        return self.shape / self.rate
+
 
 @dataclass(frozen=True)
 class PoissonThompson:
