@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from limits.util import WindowStats
 
 from bandolero_service.audit import Author
 from bandolero_service.auth import new_api_key
 from bandolero_service.embedded import EmbeddedStore
+from bandolero_service.errors import too_many
 from bandolero_service.rates import Limiter, Meter, Rate, parse_rate
 from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings, SettingsError, read_settings
@@ -84,6 +86,17 @@ def test_workers_share_a_rate(n: int) -> None:
     assert allowed >= n * seconds
 
 
+def test_a_worker_tells_its_share_of_a_rate() -> None:
+    """One of two workers lets two at once through of five a second, and says two, not five."""
+    meter = Meter(Rate(5, 1), 2)
+    quotas = [meter.take(0.0) for _ in range(3)]
+    assert [q.allowed for q in quotas] == [True, True, False]
+    told = [dict(quota.headers()) for quota in quotas]
+    assert [t[b"ratelimit-limit"] for t in told] == [b"2"] * 3
+    assert [t[b"ratelimit-remaining"] for t in told] == [b"1", b"0", b"0"]
+    assert told[0][b"ratelimit-policy"] == b"5;w=1"
+
+
 def test_headers_say_what_the_draft_says() -> None:
     """Limit, remaining, reset and policy; Retry-After only on a refusal, at least 1."""
     meter = Meter(Rate(120, 60), 1)
@@ -126,6 +139,19 @@ def test_a_worker_counts_alone_while_the_store_is_down() -> None:
     quotas = [limiter.take(Rate(3, 3600), "who") for _ in range(5)]
     assert [q.allowed for q in quotas] == [True] * 3 + [False] * 2
     assert len(asked) == 1
+
+
+def test_a_refusal_leaves_nothing() -> None:
+    """Where the window ends between the count and the look at what is left, all of it looks
+    left: a refusal says 0, and the seconds of its message are those of Retry-After."""
+    ended = WindowStats(reset_time=0.0, remaining=100)
+    limiter = Limiter(lambda *_: (False, ended), StoreDownError)
+    quota = limiter.take(Rate(100, 1), "who")
+    error = too_many("requests of one caller", quota)
+    told = dict(error.headers())
+    assert told[b"ratelimit-remaining"] == b"0"
+    assert told[b"ratelimit-reset"] == told[b"retry-after"] == b"1"
+    assert error.message.endswith("at most 100/s, try again in 1 s.")
 
 
 # --- through the running system -------------------------------------------------------------

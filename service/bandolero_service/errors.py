@@ -92,7 +92,7 @@ def unknown_experiment(experiment_id: str) -> ApiError:
 
 def too_many(what: str, quota: Quota) -> ApiError:
     """A caller past a rate."""
-    message = f"{what}: at most {quota.rate}, try again in {quota.retry_s:.1f} s."
+    message = f"{what}: at most {quota.rate}, try again in {quota.retry_after_s} s."
     return ApiError(429, "rate_limited", message, quota=quota)
 
 

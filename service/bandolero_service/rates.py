@@ -57,6 +57,9 @@ class Quota(NamedTuple):
 
     Parameters
     ----------
+    limit
+        The most requests at once from whoever counted: of the rate, a worker's share
+        where each counts for itself.
     allowed
         Whether the request is within the rate.
     remaining
@@ -68,21 +71,27 @@ class Quota(NamedTuple):
     """
 
     rate: Rate
+    limit: int
     allowed: bool
     remaining: int
     reset_s: float
     retry_s: float
 
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds after which a refused caller may come again."""
+        return max(1, ceil(self.retry_s))
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer says of it."""
         n, per_s = self.rate
         told = [
-            (b"ratelimit-limit", n),
+            (b"ratelimit-limit", self.limit),
             (b"ratelimit-remaining", self.remaining),
             (b"ratelimit-reset", ceil(self.reset_s)),
         ]
         if not self.allowed:
-            told.append((b"retry-after", max(1, ceil(self.retry_s))))
+            told.append((b"retry-after", self.retry_after_s))
         policy = (b"ratelimit-policy", b"%d;w=%d" % (n, per_s))
         return [policy, *((name, b"%d" % value) for name, value in told)]
 
@@ -95,13 +104,15 @@ class Meter:
     rate
         Of the whole service.
     workers
-        Each has its share, for they do not ask each other.
+        Each has its share, for they do not ask each other: so many requests at once,
+        and so many in a connection, which stays with one worker.
     """
 
     def __init__(self, rate: Rate, workers: int) -> None:
         self._rate = rate
         self._interval_s = rate.per_s * workers / rate.n
         self._window_s = max(float(rate.per_s), self._interval_s)
+        self._limit = max(1, rate.n // workers)
         self._full_at = 0.0
 
     def take(self, now: float) -> Quota:
@@ -109,11 +120,12 @@ class Meter:
         full_at = max(self._full_at, now) + self._interval_s
         late_s = full_at - now - self._window_s
         if late_s > 1e-9:
-            return Quota(self._rate, False, 0, self._full_at - now, late_s)
+            reset_s = self._full_at - now
+            return Quota(self._rate, self._limit, False, 0, reset_s, late_s)
         self._full_at = full_at
         left_s = self._window_s - (full_at - now)
         left = int(left_s / self._interval_s + 1e-9)
-        return Quota(self._rate, True, left, full_at - now, 0.0)
+        return Quota(self._rate, self._limit, True, left, full_at - now, 0.0)
 
 
 Count = Callable[[RateLimitItem, str], tuple[bool, WindowStats]]
@@ -165,5 +177,9 @@ def _item(rate: Rate) -> RateLimitItem:
 
 
 def _quota(rate: Rate, within: bool, stats: WindowStats) -> Quota:
+    """What a window leaves, which may have ended since the request was counted in it."""
     reset_s = max(0.0, stats.reset_time - time.time())
-    return Quota(rate, within, max(0, stats.remaining), reset_s, reset_s)
+    if within:
+        return Quota(rate, rate.n, True, max(0, stats.remaining), reset_s, 0.0)
+    reset_s = max(1.0, reset_s)
+    return Quota(rate, rate.n, False, 0, reset_s, reset_s)
