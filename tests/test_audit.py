@@ -10,8 +10,10 @@ from bandolero.experiment import Experiment, parse_experiment
 from bandolero_service import keys, trail
 from bandolero_service.audit import Act, Author, Line, faults
 from bandolero_service.auth import new_api_key
+from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.erasures import Progress, _written, ask
 from bandolero_service.experiments import acted, change, put_spec
+from bandolero_service.secret import read_secrets
 from bandolero_service.settings import Settings
 from bandolero_service.store import Store
 from service_helpers import Running, experiment, needs_server
@@ -273,6 +275,20 @@ def test_a_tenant_reads_its_own_log_and_no_other(running: Running) -> None:
     reporter = running.key("watched", "report")
     assert running.call("GET", "/v1/audit", key=reporter).status == 403
     assert running.call("GET", "/v1/audit?limit=0", key=mine).status == 422
+
+
+def test_no_actor_forges_a_line(running: Running) -> None:
+    """A subject with line ends and escape codes, as it may stand in an old log, is listed as
+    one line that does not drive the terminal."""
+    root = read_secrets(Settings(data_dir=running.data_dir)).root
+    store = Store(EmbeddedStore(running.data_dir).url)
+    _, key = new_api_key(root, "forged", ["decide"])
+    store.put_api_key(key, Author("jwt:\x1b[31mroot\x1b[0m\n2026-11-22 \u202e", root))
+    store.close()
+    listed = running.cli("audit", "list", "--tenant", "forged").stdout
+    assert listed.count("\n") == 1
+    assert "root" in listed
+    assert listed.rstrip("\n").isprintable()
 
 
 def test_the_commands_list_and_verify(running: Running) -> None:

@@ -239,13 +239,17 @@ def revoke_key(place: Place, key_id: str) -> None:
 
 def list_audit(place: Place, tenant: str | None) -> None:
     """A line an act."""
+    from bandolero.report.text import printable
+
     with place.store() as store:
         for line in trail.lines(store, tenant):
             at = datetime.fromtimestamp(line["at_ms"] / 1000, UTC)
             _say(
-                f"{at:%Y-%m-%d %H:%M:%S}  {line['tenant']:20} {line['actor']:20}"
-                f" {line['act']:10} {line['object']:30}"
-                f" {line['before'] or '-'} -> {line['after']}"
+                printable(
+                    f"{at:%Y-%m-%d %H:%M:%S}  {line['tenant']:20} {line['actor']:20}"
+                    f" {line['act']:10} {line['object']:30}"
+                    f" {line['before'] or '-'} -> {line['after']}"
+                )
             )
 
 

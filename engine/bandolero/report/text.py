@@ -123,7 +123,7 @@ def _comparison(report: Report, width: int) -> Table:
     taken = sum(max(map(cell_len, column)) + GAP for column in columns)
     for row, line in zip(report.ranked, lines, strict=True):
         name = _name(report, row)
-        name.append(f"  {_printable(row.headline)}", style="dim")
+        name.append(f"  {printable(row.headline)}", style="dim")
         name.truncate(max(width - taken - GAP, NAME_MIN), overflow="ellipsis")
         table.add_row(name, *line)
     return table
@@ -189,7 +189,7 @@ def _level_lines(report: Report, scale: Scale, level: Level) -> list[list[str]]:
 
 def _cut(name: str, room: int) -> str:
     """A level's name without what could drive a terminal, cut to its room."""
-    text = Text(_printable(name))
+    text = Text(printable(name))
     text.truncate(room, overflow="ellipsis")
     return text.plain
 
@@ -260,10 +260,10 @@ def _name(report: Report, row: VariantRow) -> Text:
 def _note(note: str) -> Table:
     """A note with a hanging indent."""
     table = Table.grid(padding=(0, 1))
-    table.add_row("·", Text(_printable(note)))
+    table.add_row("·", Text(printable(note)))
     return table
 
 
-def _printable(text: str) -> str:
-    """A creative's text without what could drive a terminal."""
+def printable(text: str) -> str:
+    """A text of somebody else's without what could drive a terminal, on one line."""
     return "".join(c if c.isprintable() else " " for c in text)
