@@ -21,9 +21,10 @@ from bandolero.landing import is_web_url, landing_url
 from bandolero_service.api.trackers import PIXEL, tracker_routes
 from bandolero_service.events import EventDesk
 from bandolero_service.ids import ForgedIdError, Signer, key_in
+from bandolero_service.metrics import TRACKED, counted
 from bandolero_service.settings import Settings, SettingsError, read_settings
 from bandolero_service.store import Store
-from bandolero_service.trackers import CLICK, IMPRESSION, Trackers, UnknownTrackerError
+from bandolero_service.trackers import CLICK, IMPRESSION, Trackers
 from service_helpers import Answer, Running, click, experiment, needs_server, wait_for
 from worker import Worker
 
@@ -349,23 +350,29 @@ def test_trackers_begin_with_the_public_url(worker: Worker) -> None:
 
 
 @needs_server
-def test_an_expired_token_is_an_unknown_one(worker: Worker) -> None:
-    """A decision too old for events has no trackers any more."""
+def test_a_page_outlives_its_decision(worker: Worker) -> None:
+    """Too old for events: the pixel is shown, the link leads home, no event is made, and
+    that is counted; one that nobody was given still leads nowhere."""
     worker.put(with_landing("hats"))
-    desk = EventDesk(worker.views, Settings(accept_events_days=0.0))
-    trackers = Trackers(worker.views, desk)
-    decision = worker.decide("hats", trackers=True)
-    token = decision["trackers"]["impression"][-64:]
-    tracked = trackers.read(IMPRESSION, token)
-    wait_for(lambda: _is_refused(trackers, tracked), 5)
+    urls = worker.decide("hats", eligible=["v0"], trackers=True)["trackers"]
+    desk = EventDesk(worker.views, Settings(accept_events_days=-1.0))
+    app = FastAPI()
+    app.include_router(tracker_routes(Trackers(worker.views, desk), _never_asked))
+    for kind, status in ((IMPRESSION, 200), (CLICK, 302)):
+        path, before = urls[kind].removeprefix("https://ads.example"), expired(kind)
+        assert asyncio.run(_status(app, path)) == status
+        assert expired(kind) == before + 1
+        if kind == IMPRESSION:
+            assert asyncio.run(_status(app, path[:-64] + "A" * 64)) == 404
 
 
-def _is_refused(trackers: Trackers, tracked: Any) -> bool:
-    try:
-        trackers.event(IMPRESSION, tracked)
-    except UnknownTrackerError:
-        return True
-    return False
+def expired(kind: str) -> float:
+    """How many trackers of expired decisions this process has counted."""
+    return counted()[TRACKED.name].get((kind, "expired"), 0.0)
+
+
+async def _never_asked(_: object) -> None:
+    pytest.fail("an event was made")
 
 
 async def _full(_: object) -> str:

@@ -104,7 +104,7 @@ TRACKED = Family(
     known=tuple(
         (kind, outcome)
         for kind in ("impression", "click")
-        for outcome in ("recorded", "repeated", "unconfirmed", "lost")
+        for outcome in ("recorded", "repeated", "expired", "unconfirmed", "lost")
     ),
 )
 ROWS_DROPPED = Family(

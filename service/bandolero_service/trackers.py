@@ -28,7 +28,7 @@ class Tracked(NamedTuple):
 
 
 class UnknownTrackerError(LookupError):
-    """A token that was not given out, or too long ago."""
+    """A token that was not given out."""
 
 
 class Trackers:
@@ -64,19 +64,14 @@ class Trackers:
     def event(self, kind: str, tracked: Tracked) -> Judged | None:
         """The event that a request tells; None where it was told before.
 
-        Raises
-        ------
-        UnknownTrackerError
-            When the decision is too old for events.
+        It is rejected where the decision is too old for events, and for nothing else:
+        the token was good.
         """
         event_id = f"tracker-{kind}"
         if f"{event_id} {tracked.decision_id}" in self._recorded:
             return None
         told = Event(event_id, tracked.decision_id, kind)
-        judged = self._desk.judge(tracked.tenant, [told])
-        if judged.rejected:
-            raise UnknownTrackerError
-        return judged
+        return self._desk.judge(tracked.tenant, [told])
 
     def recorded(self, kind: str, tracked: Tracked) -> None:
         """Remember that an event is durable, so that its repeats cost nothing.

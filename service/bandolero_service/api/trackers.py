@@ -99,6 +99,9 @@ async def _tell(
     if judged is None:
         count(TRACKED, kind, "repeated")
         return
+    if judged.rejected:
+        count(TRACKED, kind, "expired")
+        return
     try:
         failure = await asyncio.wait_for(durable(judged.rows), WAIT_S)
     except TimeoutError:
