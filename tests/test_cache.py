@@ -83,14 +83,16 @@ def test_a_worker_begins_with_what_was_seen_last(
     assert views.stale_shards == {0, 1, 2, 3}
     assert views.stale
     assert not views.is_blank
+    assert views.age_s is not None
     assert 0.0 <= views.age_s < 60.0
 
 
 def test_what_never_was_seen_is_blank(tmp_path: Path) -> None:
-    """Without store and cache a worker knows nothing, and says so."""
+    """Without store and cache a worker knows nothing, not even how old that is."""
     views = begun_without_store(Settings(store=NOBODY, data_dir=tmp_path, secret="s"))
     assert views.is_blank
     assert views.views() == []
+    assert views.age_s is None
 
 
 def test_another_stores_cache_is_not_used(worker: Worker, settings: Settings) -> None:
@@ -246,5 +248,6 @@ def test_a_worker_goes_live_by_itself(settings: Settings) -> None:
         server.start()
         views.refresh()
         assert views.stale_shards == frozenset()
+        assert views.age_s is not None
         assert views.age_s < 5.0
         server.stop()

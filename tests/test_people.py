@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from cryptography.x509.oid import NameOID
 
 from bandolero_service import people
 from bandolero_service.errors import ApiError
-from bandolero_service.people import KeySet, People, Person
+from bandolero_service.people import KeySet, People, Person, check_key_set
 from bandolero_service.settings import Settings, SettingsError, read_settings
-from service_helpers import experiment, needs_server, running_server, short_folder
+from service_helpers import cli, experiment, needs_server, running_server, short_folder
 
 ISSUER, AUDIENCE = "https://id.example", "bandolero"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -151,6 +152,7 @@ def test_people_report_and_administer_only(
         ({"sub": ""}, "sub"),
         ({"sub": "x" * 129}, "sub"),
         ({"sub": 7}, "ubject"),
+        ({"sub": "\x1b[31mroot\x1b[0m\n2026-11-22"}, "sub must have printable"),
         ({"nbf": 4_000_000_000}, "not yet valid"),
         ({"tenant": None}, "tenant"),
         ({"tenant": ["acme"]}, "tenant"),
@@ -232,7 +234,8 @@ def test_what_is_no_token_is_refused(checks: People, text: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The RSA key is")
 def test_keys_that_are_unfit_are_not_used(tmp_path: Path) -> None:
-    """Symmetric, short, private, for encryption, of other curves: none of them checks."""
+    """Symmetric, short, private, for encryption, of other curves, or of strange types: none
+    of them checks, and none shuts out the good one among them."""
     short = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     curve = ec.generate_private_key(ec.SECP256R1())
     secret = base64.urlsafe_b64encode(b"k" * 32).rstrip(b"=").decode()
@@ -251,12 +254,15 @@ def test_keys_that_are_unfit_are_not_used(tmp_path: Path) -> None:
             jwk(curve, "curve"),
             {"kty": "RSA", "kid": "broken"},
             {"kty": ["RSA"], "kid": "odd"},
+            jwk(OTHER, "listed") | {"kid": ["listed"]},
+            jwk(OTHER, "curved") | {"crv": ["x"]},
+            jwk(OTHER, "number") | {"n": 7},
         ),
     )
     assert checks.person(token()).tenant == "acme"
     refusal(checks, token(b"k" * 32, "oct", "HS256"))
     refusal(checks, token(short, "short"))
-    for kid in ("private", "enc", "hs", "broken", "odd"):
+    for kid in ("private", "enc", "hs", "broken", "odd", "listed", "curved", "number"):
         refusal(checks, token(OTHER, kid))
     refusal(checks, token(curve, "curve", "ES256"))
 
@@ -293,7 +299,18 @@ def test_unknown_ids_do_not_make_us_ask(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     "failure",
-    [OSError("away"), b"", b"[]", b"{}", b'{"keys": 7}', b'{"keys": []}', b"\xff"],
+    [
+        OSError("away"),
+        IncompleteRead(b"{"),
+        b"",
+        b"[]",
+        b"{}",
+        b'{"keys": 7}',
+        b'{"keys": []}',
+        b'{"keys": [{"kid": ["r"]}]}',
+        b"\xff",
+        b"[" * 100_000,
+    ],
 )
 def test_the_last_keys_stay_when_there_are_no_new_ones(
     monkeypatch: pytest.MonkeyPatch, failure: bytes | Exception
@@ -317,6 +334,34 @@ def test_no_keys_at_all_is_no_fault_of_the_token(tmp_path: Path) -> None:
     with pytest.raises(ApiError) as told:
         checks.person(token())
     assert told.value.status == 503
+
+
+@pytest.mark.parametrize("keys", [None, b"", b"{}", key_set()], ids=repr)
+def test_a_file_without_keys_is_noticed(keys: bytes | None) -> None:
+    """Missing, empty, or without a usable key: by setting, value and rule."""
+    with short_folder() as folder:
+        file = folder / "jwks.json"
+        if keys is not None:
+            file.write_bytes(keys)
+        with pytest.raises(SettingsError, match=r"jwks == '.*', must (be|hold) a "):
+            check_key_set(Settings(jwks=str(file)))
+    check_key_set(Settings(jwks="https://id.example/jwks"))
+
+
+def test_serve_without_its_keys_does_not_start() -> None:
+    """Exit code 2, one line, nothing made; an API worker alone says the same."""
+    with short_folder() as folder:
+        told = {
+            "BANDOLERO_JWKS": str(folder / "none"),
+            "BANDOLERO_JWT_ISSUER": ISSUER,
+            "BANDOLERO_JWT_AUDIENCE": AUDIENCE,
+        }
+        for role in ((), ("--role", "api")):
+            where = ("--data-dir", str(folder / "d"), "--port", "0")
+            done = cli("serve", *role, *where, environment=told)
+            assert done.returncode == 2, done
+            assert len(done.stderr.splitlines()) == 1
+        assert not (folder / "d").exists()
 
 
 def test_the_settings_come_together() -> None:

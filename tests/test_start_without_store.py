@@ -116,6 +116,7 @@ def test_a_server_that_never_saw_a_store_is_not_ready() -> None:
             wait_for(lambda: _status(server) == 503, 50, "an answer")
             state = ready(server).body
             assert (state["status"], state["store"]) == ("not_ready", "down")
+            assert (state["serving"], state["view_age_s"]) == ("cold", None)
             answer = server.call("POST", "/v1/decide", {"experiment": "x"}, "bk_a_b")
             assert (answer.status, answer.body["error"]["code"]) == (503, "store_down")
             server.stop()

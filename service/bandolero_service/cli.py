@@ -37,7 +37,7 @@ from bandolero_service.options import (
     place_of,
 )
 from bandolero_service.secret import check_exposure
-from bandolero_service.settings import SettingsError, read_settings
+from bandolero_service.settings import PARENT, SettingsError, read_settings
 from bandolero_service.store import RefusedStoreError, StoreDownError
 
 app = typer.Typer(
@@ -95,12 +95,16 @@ def serve(
         raise typer.BadParameter(f"{metrics_port}, {rule}", param_hint="--metrics-port")
     if role in (None, "api"):
         check_exposure(settings)
+        if settings.jwks and PARENT not in os.environ:
+            from bandolero_service.people import check_key_set
+
+            check_key_set(settings)
     if role is not None:
         from bandolero_service.roles import die_with_parent, run_role
 
         if role not in ("api", "learner", "archiver"):
             raise typer.BadParameter(f"{role!r}, must be api, learner or archiver.")
-        if (parent := os.environ.get("BANDOLERO_PARENT")) is not None:
+        if (parent := os.environ.get(PARENT)) is not None:
             die_with_parent()
             if os.getppid() != int(parent):
                 return

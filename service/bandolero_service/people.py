@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -19,7 +20,7 @@ import jwt
 
 from bandolero_service.errors import ApiError
 from bandolero_service.experiments import checked_tenant
-from bandolero_service.settings import Settings, shown
+from bandolero_service.settings import Settings, SettingsError, shown
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,12 @@ AGAIN_S = 10.0
 LEEWAY_S = 30.0
 """How far two clocks may be apart."""
 MAX_SUBJECT_CHARACTERS = 128
-_ALGORITHMS = {("RSA", None): "RS256", ("OKP", "Ed25519"): "EdDSA"}
+_UNREADABLE = (OSError, HTTPException, ValueError, RecursionError)
+"""What reading a key set raises, be it away, cut short or none."""
+_UNUSABLE = (jwt.PyJWTError, AttributeError, LookupError, TypeError, ValueError)
+"""What a strange key raises, which must not shut out the others of its set."""
+_ALGORITHMS = {("RSA", "None"): "RS256", ("OKP", "Ed25519"): "EdDSA"}
+"""By the type of a key and its curve."""
 _OPTIONS: Any = {
     "require": ["exp", "iss", "aud", "sub"],
     "enforce_minimum_key_length": True,
@@ -83,7 +89,7 @@ class KeySet:
             if time.monotonic() - self._read_at > AGAIN_S:
                 self._read_at = time.monotonic()
                 self._keys = _keys_in(self._read()) or self._keys
-        except (OSError, ValueError) as error:
+        except _UNREADABLE as error:
             log.error("the key set cannot be read, the last one stays: %s", error)
         finally:
             self._lock.release()
@@ -129,10 +135,33 @@ class People:
         return _person(claims)
 
 
+def check_key_set(settings: Settings) -> None:
+    """Refuse a file of keys by which nobody could come in.
+
+    A provider behind a URL may be away for the moment, and is asked when it is needed.
+
+    Raises
+    ------
+    SettingsError
+        Naming the setting, its value and the rule.
+    """
+    if settings.jwks.startswith("https://"):
+        return
+    where = f"jwks == {settings.jwks!r}"
+    try:
+        keys = _keys_in(_reader(settings.jwks)())
+    except _UNREADABLE as error:
+        raise SettingsError(f"{where}, must be a readable key set: {error}") from None
+    if not keys:
+        raise SettingsError(f"{where}, must hold a key that may check tokens.")
+
+
 def _person(claims: dict[str, Any]) -> Person:
     subject, tenant = claims["sub"], claims.get("tenant")
     if not 1 <= len(subject) <= MAX_SUBJECT_CHARACTERS:
         raise _refused(f"sub must have 1 to {MAX_SUBJECT_CHARACTERS} characters")
+    if not subject.isprintable():
+        raise _refused("sub must have printable characters only")
     if not isinstance(tenant, str):
         raise _refused("the claim 'tenant' must name a tenant")
     try:
@@ -161,13 +190,14 @@ def _keys_in(data: bytes) -> dict[str, jwt.PyJWK]:
 
 def _usable(raw: dict[str, Any]) -> jwt.PyJWK | None:
     """A public key for signatures, with the one algorithm of its type; else None."""
-    algorithm = _ALGORITHMS.get((str(raw.get("kty")), raw.get("crv")))
-    meant_for_us = raw.get("use", "sig") == "sig" and "d" not in raw
+    algorithm = _ALGORITHMS.get((str(raw.get("kty")), str(raw.get("crv"))))
+    is_named = isinstance(raw.get("kid"), str)
+    meant_for_us = is_named and raw.get("use", "sig") == "sig" and "d" not in raw
     if not meant_for_us or algorithm is None or raw.get("alg", algorithm) != algorithm:
         return None
     try:
         return jwt.PyJWK(raw, algorithm)
-    except jwt.PyJWTError as error:
+    except _UNUSABLE as error:
         log.warning("a key of the key set cannot be used: %s", error)
         return None
 

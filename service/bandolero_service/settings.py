@@ -16,6 +16,8 @@ from bandolero.landing import is_web_url
 from bandolero_service.rates import parse_rate
 
 PREFIX = "BANDOLERO_"
+PARENT = PREFIX + "PARENT"
+"""Names the process that started a role, and has checked its settings."""
 _READERS: dict[str, Callable[[str], object]] = {
     "path": Path,
     "str": str,

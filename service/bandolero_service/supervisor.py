@@ -26,7 +26,7 @@ from bandolero_service.roles import (
     stop_flag,
 )
 from bandolero_service.secret import check_root, read_secrets
-from bandolero_service.settings import EMBEDDED, Settings
+from bandolero_service.settings import EMBEDDED, PARENT, Settings
 from bandolero_service.store import (
     RefusedStoreError,
     Store,
@@ -109,7 +109,7 @@ class Supervisor:
             fds = [self._socket.fileno()]
             command += ["--listen-fd", str(fds[0])]
         environment = {**os.environ, **self._settings.environment()}
-        environment["BANDOLERO_PARENT"] = str(os.getpid())
+        environment[PARENT] = str(os.getpid())
         tells, told = os.pipe()
         os.set_blocking(tells, False)
         environment[READY_FD] = str(told)

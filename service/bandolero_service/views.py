@@ -50,6 +50,8 @@ REST_S = 0.0003
 """The watching thread rests after each view: a round of hundreds in one go would take the
 interpreter from the thread that answers for as long as they take."""
 MISSING_KEYS_PER_S = 20
+NEVER = -math.inf
+"""When what was never seen was seen, by a clock that never goes back."""
 NO_VIEWS: Mapping[str, "View"] = {}
 
 
@@ -134,7 +136,7 @@ class Views:
         """Shards not seen for too long, or not since this worker began."""
         self._missing: list[float] = []
         self._seen_at: dict[int, float] = {}
-        self._recalled_at = 0.0
+        self._recalled_at = NEVER
         self._cache = SeenCache(settings.cache_dir, settings.store)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="views", daemon=True)
@@ -168,11 +170,15 @@ class Views:
         return self._store.shards == 0
 
     @property
-    def age_s(self) -> float:
-        """How long ago the oldest of what is served was known to be true, in seconds."""
+    def age_s(self) -> float | None:
+        """How long ago the oldest of what is served was known to be true, in seconds.
+
+        None where some of it was never seen.
+        """
         shards = range(self._store.shards)
         seen = (self._seen_at.get(shard, self._recalled_at) for shard in shards)
-        return time.monotonic() - min(seen, default=self._recalled_at)
+        age_s = time.monotonic() - min(seen, default=NEVER)
+        return age_s if math.isfinite(age_s) else None
 
     @property
     def is_watching(self) -> bool:
@@ -271,7 +277,7 @@ class Views:
         self.stale_shards = frozenset(
             shard
             for shard in range(self._store.shards)
-            if self._seen_at.get(shard, -math.inf) < oldest
+            if self._seen_at.get(shard, NEVER) < oldest
         )
 
     def _recall(self) -> None:

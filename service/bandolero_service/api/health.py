@@ -86,11 +86,12 @@ def _not_ready(reason: str) -> dict[str, Any]:
 
 
 def _freshness(health: Health) -> dict[str, Any]:
-    views = health.views
+    views, age_s = health.views, health.views.age_s
+    serving = "cold" if views.is_blank else "stale" if views.stale else "live"
     return {
-        "serving": "stale" if views.stale else "live",
+        "serving": serving,
         "experiments": len(views.views()),
-        "view_age_s": round(views.age_s, 1),
+        "view_age_s": None if age_s is None else round(age_s, 1),
         "spool_bytes": health.writer.spool_bytes,
     }
 

@@ -57,7 +57,7 @@ def _of_views(views: Views) -> Figures:
         m.EXPERIMENTS.name: _by_one(Counter(view.record.status for view in held)),
         m.COLD.name: {(): len(running) - len(published)},
         m.SNAPSHOT_AGE.name: {(): snapshot_age_s(published)},
-        m.VIEW_AGE.name: {(): views.age_s},
+        m.VIEW_AGE.name: {} if (age_s := views.age_s) is None else {(): age_s},
         m.STALE.name: {(): float(views.stale)},
     }
 
