@@ -376,4 +376,5 @@ def test_two_refreshes_do_not_run_at_once(run: Run, running: Running) -> None:
         done = run("refresh", *beside(running))
     store.close()
     assert done.returncode == 1
-    assert done.stderr == "bandolero: another refresh is running; one at a time.\n"
+    rule = "wait for it; if it was killed, 60 s at most"
+    assert done.stderr == f"bandolero: another refresh is running: {rule}.\n"

@@ -15,7 +15,7 @@ from bandolero.lake.ingest import Terms
 from bandolero_service import keys
 from bandolero_service.erasures import SLACK_MS, ask, state_of, work_off
 from bandolero_service.ids import Signer
-from bandolero_service.ingesting import BusyError, pseudonyms
+from bandolero_service.ingesting import WAIT_S, WAITING, BusyError, pseudonyms
 from bandolero_service.ingesting import ingest as ingest_hidden
 from bandolero_service.lease import Lease, LeaseLostError
 from bandolero_service.settings import Settings
@@ -127,11 +127,30 @@ def test_an_ingest_waits_for_its_turn(
     lake = Lake(tmp_path / "lake")
     export(tmp_path / "a.parquet", [shown(unit="alice")])
     with store.alone(keys.INGEST_LEASE, "somebody", 60_000):
-        with pytest.raises(BusyError, match="try again"):
+        with pytest.raises(BusyError, match=r"still at work after .* try again"):
             ingest_hidden(store, b"root", lake, "decisions", [tmp_path / "a.parquet"])
     assert ingest_hidden(
         store, b"root", lake, "decisions", [tmp_path / "a.parquet"]
     ).accepted
+
+
+@needs_server
+def test_a_killed_ingest_is_outwaited(store: Store, tmp_path: Path) -> None:
+    """Its lease lapses sooner than the next one gives up; meanwhile it says that it waits."""
+    path = export(tmp_path / "a.parquet", [shown()])
+    left_ms: list[int] = []
+    told: list[str] = []
+
+    def tell(name: str, *_: Any) -> None:
+        told.append(name)
+        left_ms.append(store._redis.pttl(keys.INGEST_LEASE))
+
+    store._redis.set(keys.INGEST_LEASE, "killed", px=500)
+    lake = Lake(tmp_path / "lake")
+    found = ingest_hidden(store, b"root", lake, "decisions", [path], progress=tell)
+    assert found.accepted == 1
+    assert (told[0], told[-1]) == (WAITING, str(path))
+    assert max(left_ms) < 1000 * WAIT_S
 
 
 def test_a_unit_of_two_tenants_has_two_pseudonyms() -> None:

@@ -33,8 +33,10 @@ from bandolero_service.ids import Signer
 from bandolero_service.lease import Lease, LeaseLostError, leased
 from bandolero_service.store import Store
 
-WAIT_S = 30.0
-"""An erasure, or another file, is done sooner as a rule."""
+WAIT_S = 1.5 * keys.WORK_LEASE_MS / 1000
+"""Past what is left of the lease of one that was killed; others take a file at a time."""
+WAITING = "waiting for another ingest, or an erasure"
+"""What is told instead of a file."""
 
 
 class BusyError(RuntimeError):
@@ -60,7 +62,7 @@ def ingest(
     files: list[IngestedFile] = []
     with Reader() as reader:
         for source in sources_of(paths, lake):
-            with _turn(store) as lease:
+            with _turn(store, progress) as lease:
 
                 def told(
                     name: str, rows: int, share: float, lease: Lease = lease
@@ -84,7 +86,7 @@ def known_experiments(store: Store) -> Known:
 
 
 @contextmanager
-def _turn(store: Store) -> Iterator[Lease]:
+def _turn(store: Store, progress: Progress) -> Iterator[Lease]:
     """Wait for the lease, and hold it."""
     deadline = time.monotonic() + WAIT_S
     while True:
@@ -97,7 +99,9 @@ def _turn(store: Store) -> Iterator[Lease]:
                     raise BusyError(message) from None
                 return
         if time.monotonic() > deadline:
-            raise BusyError("another ingest, or an erasure, is at work: try again.")
+            still = f"is still at work after {WAIT_S:.0f} s: try again"
+            raise BusyError(f"another ingest, or an erasure, {still}.")
+        progress(WAITING, 0, 0.0)
         time.sleep(0.1)
 
 

@@ -25,7 +25,7 @@ WRITER_TTL_MS = 7 * 86_400_000
 """How long a writer's last sequence number is remembered after its last block."""
 LEASE_MS = 4_000
 """How long a lease lives unless renewed; safety is the fence's, not the lease's."""
-WORK_LEASE_MS = 600_000
+WORK_LEASE_MS = 60_000
 """Of a refresh or an ingest, which renews it; after a kill, the next waits as long at most."""
 REWRITE_LEASE_MS = 120_000
 """So long one commit, or one merge of some, may take; after a kill, the next waits."""

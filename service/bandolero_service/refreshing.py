@@ -91,7 +91,8 @@ def refresh(
     where = keys.REFRESH_LEASE, keys.WORK_LEASE_MS
     with place.store() as store, leased(store, *where) as lease, _steps() as step:
         if lease is None:
-            raise CommandError("another refresh is running; one at a time.")
+            killed = f"if it was killed, {keys.WORK_LEASE_MS // 1000} s at most"
+            raise CommandError(f"another refresh is running: wait for it; {killed}.")
         began = time.monotonic()
         records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
         lake = Lake(place.settings.lake_url)
