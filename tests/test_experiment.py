@@ -182,7 +182,7 @@ def test_every_fault_is_listed_at_once() -> None:
     ("change", "message"),
     [
         ({"variants": None}, "variants == None, must be a valid list."),
-        ({"variants": []}, "variants == [], must have at least 1 item"),
+        ({"variants": []}, "variants == [], must have at least 1 item, not 0."),
         ({"control": "v3"}, "control == 'v3', must be the id of a variant."),
         (
             {"objective": {"reward": "value"}, "policy": {"kind": "beta_thompson"}},
@@ -194,7 +194,11 @@ def test_every_fault_is_listed_at_once() -> None:
         ({"allocation": {"holdout_share": "0.1"}}, "== '0.1', must be a valid number."),
         ({"allocation": {"sticky": "user"}}, "must be 'none' or 'unit'."),
         ({"policy": {"kind": "ucb"}}, "policy.kind == 'ucb', must be 'beta_thompson'"),
-        ({"policy": {}}, "policy.kind == None, must be"),
+        ({"policy": {}}, "policy.kind is missing."),
+        (
+            {"context": [{"name": "hour"}], "policy": {"kind": "uniform"}},
+            "context[0].kind is missing.",
+        ),
         ({"policy": {"kind": "fixed"}}, "policy.weights is missing."),
         (
             {"policy": {"kind": "fixed", "weights": {"v1": 1.5, "v2": -0.5}}},
@@ -204,11 +208,26 @@ def test_every_fault_is_listed_at_once() -> None:
         ({"objective": {"attribution_window_s": 1e6}}, "less than or equal to 86400."),
         ({"experiment": "x" * 100}, "experiment == 'xxx"),
         ({1: 2}, "is not a known field."),
+        ({"objective": {"event": "refund"}}, "objective.event == 'refund', must not"),
+        ({"objective": {"event": "retract"}}, "objective.event == 'retract', must not"),
+        (
+            {"context": [{"name": "d", "kind": "categorical", "levels": ["a", "a"]}]},
+            "context[0].levels == 'a' stands 2 times, must be unique.",
+        ),
     ],
 )
 def test_fault_names_field_value_and_rule(change: Any, message: str) -> None:
     """A single fault is told in one grammar: name == value, must be rule."""
     assert any(message in told for told in messages(SMALL | change))
+
+
+@pytest.mark.parametrize("value", [[1], None, {}, float("nan"), "x" * 10_001])
+def test_an_attribute_that_is_none_is_one_fault(value: object) -> None:
+    """It could have been a text, a number or a truth; that it is none is told once."""
+    raw = SMALL | {"variants": [{"id": "v1", "attributes": {"x": value}}]}
+    (fault,) = faults_of(raw)
+    assert fault.field == "variants[0].attributes.x"
+    assert fault.message.endswith("characters, a finite number, true or false.")
 
 
 @pytest.mark.parametrize("raw", [None, 3, "hats", [], [SMALL], True, b"x"])

@@ -59,6 +59,8 @@ EVIL = [
     "https://",
     "https:///hats",
     "https://shop.example:port",
+    "https://shop.example:0",
+    "https://shop.example:65536/hats",
     "https://shop.example/" + "a" * 2048,
     "",
 ]
@@ -66,6 +68,7 @@ GOOD = [
     HOME,
     "http://shop.example",
     "HTTPS://shop.example:8443/a%20b?x=%C3%A9",
+    "https://shop.example:65535",
     "https://xn--bcher-kva.example/",
     "https://[2001:db8::1]/",
     "https://shop.example/@someone",

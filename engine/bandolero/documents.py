@@ -92,15 +92,16 @@ def faults_of(error: ValidationError, document: str) -> list[Fault]:
 
 def _fault(item: dict[str, Any], document: str) -> Fault:
     field = _field_name(item["loc"])
-    rule = re.sub(r"^\w+ should ", "", str(item["msg"]))
+    rule = re.sub(r"^\w+ should | after validation", "", str(item["msg"]))
     kind = item["type"]
     if kind == "missing":
         return Fault(field, f"{field} is missing.")
     if kind in {"extra_forbidden", "invalid_key"}:
         return Fault(field, f"{field} is not a known field.")
-    if kind.startswith("union_tag"):
-        tags = item.get("ctx", {}).get("expected_tags", "")
-        tag = item.get("ctx", {}).get("tag")
+    if kind == "union_tag_not_found":
+        return Fault(f"{field}.kind", f"{field}.kind is missing.")
+    if kind == "union_tag_invalid":
+        tag, tags = item["ctx"]["tag"], item["ctx"]["expected_tags"]
         return Fault(f"{field}.kind", f"{field}.kind == {tag!r}, must be {tags}.")
     given = shown(item["input"])
     return Fault(field, f"{field or document} == {given}, must {rule}.")

@@ -7,12 +7,20 @@ variant states, version.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import fsum
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from bandolero.attributes import FeatureTable, attribute_features, paired_features
 from bandolero.documents import UnreadableDocumentError, decoded, faults_of
@@ -67,15 +75,34 @@ __all__ = [
 
 OTHER = "other"
 """The level of a categorical field that stands for all unknown ones."""
+CORRECTIONS = ("refund", "retract")
+"""Types of events that take back what others gave; `bandolero.settle` says how."""
+MAX_TEXT_CHARACTERS = 10_000
 MAX_VARIANTS = 1000
 MAX_WINDOW_S = 86_400.0
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 EventType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-Text = Annotated[str, Field(max_length=10_000)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Status = Literal["draft", "running", "paused", "stopped"]
 VariantStatus = Literal["active", "paused", "retired"]
+
+
+def _attribute(given: object, check: ValidatorFunctionWrapHandler) -> object:
+    """A value of an attribute; one fault where it is none, not one a type it could be."""
+    try:
+        return check(given)
+    except ValidationError:
+        raise PydanticCustomError(
+            "attribute",
+            "Value should be a text of at most {n_max} characters, a finite number,"
+            " true or false",
+            {"n_max": MAX_TEXT_CHARACTERS},
+        ) from None
+
+
+Attribute = Annotated[Text | int | float | bool, WrapValidator(_attribute)]
 
 
 class _Model(BaseModel):
@@ -178,9 +205,9 @@ class Variant(_Model):
     creative: Annotated[dict[Text, Text], Field(max_length=100)] = Field(
         default_factory=dict
     )
-    attributes: Annotated[
-        dict[Text, Text | int | float | bool], Field(max_length=100)
-    ] = Field(default_factory=dict)
+    attributes: Annotated[dict[Text, Attribute], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
     prior: Prior | None = None
 
 
@@ -340,9 +367,11 @@ def _cross_faults(raw: Mapping[str, Any]) -> list[Fault]:
     """Rules between fields, read defensively: other fields may be wrong too."""
     variant_ids = _named(raw.get("variants"), "id")
     faults = [
-        *_repeated("variants", "id", variant_ids),
-        *_repeated("context", "name", _named(raw.get("context"), "name")),
-        *_repeated("metrics", "name", _named(raw.get("metrics"), "name")),
+        *_repeated("variants", "variants.id", variant_ids),
+        *_repeated("context", "context.name", _named(raw.get("context"), "name")),
+        *_repeated("metrics", "metrics.name", _named(raw.get("metrics"), "name")),
+        *_level_faults(raw.get("context")),
+        *_objective_faults(raw.get("objective")),
         *landing_faults(raw.get("variants")),
     ]
     control = raw.get("control")
@@ -384,9 +413,25 @@ def _named(items: object, key: str) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _repeated(field: str, key: str, names: list[str]) -> list[Fault]:
+def _level_faults(context: object) -> Iterator[Fault]:
+    for i, entry in enumerate(context if isinstance(context, list) else []):
+        levels = entry.get("levels") if isinstance(entry, Mapping) else None
+        if isinstance(levels, list):
+            field = f"context[{i}].levels"
+            named = [level for level in levels if isinstance(level, str)]
+            yield from _repeated(field, field, named)
+
+
+def _objective_faults(objective: object) -> Iterator[Fault]:
+    event = objective.get("event") if isinstance(objective, Mapping) else None
+    if event in CORRECTIONS:
+        rule = "must not be one that takes back what was earned"
+        yield Fault("objective.event", f"objective.event == {event!r}, {rule}.")
+
+
+def _repeated(field: str, what: str, names: list[str]) -> list[Fault]:
     return [
-        Fault(field, f"{field}.{key} == {name!r} stands {n} times, must be unique.")
+        Fault(field, f"{what} == {name!r} stands {n} times, must be unique.")
         for name, n in Counter(names).items()
         if n > 1
     ]

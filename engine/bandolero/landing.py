@@ -14,13 +14,16 @@ from bandolero.policy_specs import Fault
 LANDING_URL = "landing_url"
 """The slot of a creative that holds it."""
 MAX_URL_CHARACTERS = 2048
+MAX_PORT = 65_535
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
 _REST = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?#-]|%[0-9A-Fa-f]{2})"
-_URL = re.compile(rf"(?i:https?)://{_HOST}(?::[0-9]{{1,5}})?(?:[/?#]{_REST}*)?")
+_URL = re.compile(
+    rf"(?i:https?)://{_HOST}(?::(?P<port>[0-9]{{1,5}}))?(?:[/?#]{_REST}*)?"
+)
 
 _RULE = (
-    "must be an http or https URL: ASCII, a host without credentials, the rest"
-    f" percent-encoded, at most {MAX_URL_CHARACTERS} characters."
+    "must be an http or https URL: ASCII, a host without credentials, a"
+    f" port up to {MAX_PORT}, the rest percent-encoded, at most {MAX_URL_CHARACTERS} characters."
 )
 
 
@@ -34,7 +37,8 @@ def is_web_url(text: str) -> bool:
     >>> is_web_url("javascript:alert(1)"), is_web_url("https://a@evil.example")
     (False, False)
     """
-    return len(text) <= MAX_URL_CHARACTERS and _URL.fullmatch(text) is not None
+    found = _URL.fullmatch(text) if len(text) <= MAX_URL_CHARACTERS else None
+    return found is not None and 1 <= int(found["port"] or 1) <= MAX_PORT
 
 
 def landing_url(creative: Mapping[str, str]) -> str | None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bandolero.experiment import Objective
+from bandolero.experiment import CORRECTIONS, Objective
 
 GRACE_MS = 1_000
 LOST_AFTER_MS = 3_600_000
@@ -31,7 +31,6 @@ LOST_AFTER_MS = 3_600_000
 So the learner may forget unmatched events this long after their window has closed.
 """
 NEVER = np.int64(-1)
-CORRECTIONS = ("refund", "retract")
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -11,9 +11,9 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from bandolero.experiment import ExperimentRecord
+from bandolero.experiment import CORRECTIONS, ExperimentRecord
 from bandolero.fold import FALLBACK
-from bandolero.settle import CORRECTIONS, GRACE_MS, LOST_AFTER_MS
+from bandolero.settle import GRACE_MS, LOST_AFTER_MS
 
 DECISION = ("tenant_id", "decision_id")
 EXPERIMENT = ("tenant_id", "experiment_id")
