@@ -78,6 +78,18 @@ def test_bad_tokens_count_as_guesses(door: Door) -> None:
     assert door.status("bk_0_x") == 429
 
 
+def test_a_person_who_may_not_is_told_what_the_token_says(door: Door) -> None:
+    """Its scopes and those wanted are named; people never decide, whatever a token says."""
+    header = f"Bearer {token(scope='decide events')}".encode()
+    with pytest.raises(ApiError) as told:
+        door.gate.caller(header, PROXY, "report", "admin")
+    scopes = (
+        "the token's scopes are ['decide', 'events'], must include report or admin."
+    )
+    assert (told.value.status, told.value.message) == (403, scopes)
+    assert door.status(token(scope="decide"), "decide") == 403
+
+
 def test_past_the_bound_the_store_is_not_asked(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ _OPTIONS: Any = {
 
 
 class Person(NamedTuple):
-    """Who a token speaks for."""
+    """Who a token speaks for, and the scopes that it names; of use are those in `SCOPES`."""
 
     subject: str
     tenant: str
@@ -170,8 +170,8 @@ def _person(claims: dict[str, Any]) -> Person:
         raise _refused(error.message) from None
     scope = claims.get("scope", "")
     words = scope.split() if isinstance(scope, str) else scope
-    scopes = [s for s in SCOPES if isinstance(words, list) and s in words]
-    return Person(subject, tenant, scopes)
+    named = words if isinstance(words, list) else []
+    return Person(subject, tenant, [word for word in named if isinstance(word, str)])
 
 
 def _refused(reason: str) -> ApiError:

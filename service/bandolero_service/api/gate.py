@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from bandolero.documents import shown
 from bandolero_service.errors import ApiError, too_many
-from bandolero_service.people import People
+from bandolero_service.people import SCOPES, People
 from bandolero_service.rates import Limiter, parse_rate
 from bandolero_service.settings import Settings
 from bandolero_service.store import ApiKey
@@ -70,7 +71,8 @@ class Gate:
                 self._refuse_guesses(address)
                 self._count_failure(address)
             raise
-        _check_scopes("token", person.scopes, scopes)
+        for_people = tuple(scope for scope in scopes if scope in SCOPES)
+        _check_scopes("token", person.scopes, for_people)
         return Caller(person.tenant, f"jwt:{person.subject}")
 
     def _unseen_key(self, header: bytes, text: str, address: str) -> ApiKey:
@@ -108,6 +110,7 @@ def _text(header: bytes) -> str:
 def _check_scopes(what: str, scopes: list[str], wanted: tuple[str, ...]) -> None:
     if not any(scope in scopes for scope in wanted):
         message = (
-            f"the {what}'s scopes are {scopes}, must include {' or '.join(wanted)}."
+            f"the {what}'s scopes are {shown(scopes)}, "
+            f"must include {' or '.join(wanted)}."
         )
         raise ApiError(403, "forbidden", message)
