@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from bandolero.documents import shown
 from bandolero_service.errors import NOT_JSON, ApiError, field_named_in, not_decoded
 from bandolero_service.ids import DecisionId, ForgedIdError, Signer
 from bandolero_service.record import Row
@@ -148,8 +149,8 @@ class EventDesk:
         try:
             decision = signer.read(event.decision_id)
         except ForgedIdError:
-            shown = event.decision_id[:80]
-            message = f"decision_id == {shown!r}, must be one you were given."
+            given = shown(event.decision_id)
+            message = f"decision_id == {given}, must be one you were given."
             raise ApiError(422, "unknown_decision", message, "decision_id") from None
         if not decision.kept:
             message = (
@@ -175,7 +176,8 @@ def _check(event: Event) -> None:
     if event.retracts is not None:
         _check_id("retracts", event.retracts)
     if event.type not in _USUAL_TYPES and not _TYPE.fullmatch(event.type):
-        raise _broken("type", event.type[:40], "must be a lower-case word")
+        rule = "must be a lower-case word of at most 32 characters"
+        raise _broken("type", event.type, rule)
     if not -MAX_VALUE <= event.value <= MAX_VALUE:  # not a number is not within
         raise _broken("value", event.value, f"must be finite and within {MAX_VALUE:g}")
     if event.type == "refund" and event.value <= 0.0:
@@ -183,17 +185,20 @@ def _check(event: Event) -> None:
     if (event.type == "retract") != (event.retracts is not None):
         rule = "must name an event_id in a retract, and only there"
         raise _broken("retracts", event.retracts, rule)
+    if event.retracts == event.event_id:
+        raise _broken("retracts", event.retracts, "must name another event")
     if event.at is not None and event.at.tzinfo is None:
         raise _broken("at", event.at.isoformat(), "must have a time zone")
 
 
 def _check_id(field: str, name: str) -> None:
     if not 1 <= len(name) <= MAX_ID_CHARACTERS:
-        raise _broken(field, name[:20], "must have 1 to 128 characters")
+        rule = f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(name)}"
+        raise _broken(field, name, rule)
 
 
 def _broken(field: str, value: object, rule: str) -> ApiError:
-    return ApiError(422, "invalid_event", f"{field} == {value!r}, {rule}.", field)
+    return ApiError(422, "invalid_event", f"{field} == {shown(value)}, {rule}.", field)
 
 
 def _event_time_ms(at: datetime | None, decided_at_ms: int, received_at_ms: int) -> int:
