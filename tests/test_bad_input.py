@@ -346,6 +346,7 @@ def test_each_bad_event_is_rejected_by_its_index(caps: Running) -> None:
         ("invalid_event", "retracts", {"retracts": "e"}),
         ("invalid_event", "retracts", {"type": "retract", "retracts": ""}),
         ("invalid_event", "retracts", {"type": "retract", "retracts": "x" * 129}),
+        ("invalid_event", "retracts", {"type": "retract", "retracts": "bad"}),
         ("invalid_event", "at", {"at": "2026-11-21T10:00:00"}),
         ("invalid_event", "at", {"at": "yesterday"}),
         ("invalid_event", "at", {"at": 1}),
@@ -371,6 +372,28 @@ def test_each_bad_event_is_rejected_by_its_index(caps: Running) -> None:
         error = one["error"]
         assert (error["code"], error.get("field")) == (code, field), (change, error)
         assert field is None or field.strip("`") in error["message"]
+
+
+def test_what_is_too_long_is_told_with_its_length(caps: Running) -> None:
+    """An id of 1,000 characters is shown cut, marked as cut, and counted."""
+    event = click(caps.decide("caps"), "x" * 1000)
+    (rejected,) = caps.tell([event])["rejected"]
+    message = rejected["error"]["message"]
+    assert "xxx...xxx" in message
+    assert message.endswith("must have 1 to 128 characters, not 1000.")
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("body", [{"consent": "FULL"}, {"consent": 1}])
+def test_a_wrong_consent_is_told_the_right_ones(
+    caps: Running, body: dict[str, Any]
+) -> None:
+    """Alone and in a batch the message names what a consent may be."""
+    request = {"experiment": "caps", **body}
+    alone = refused(caps.call("POST", DECIDE, request, caps.key()), 422, "consent")
+    answer = caps.ok("POST", BATCH, {"requests": [request]})
+    assert answer["decisions"] == [{"error": alone}]
+    assert alone["message"].endswith("must be one of full, contextual, none.")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

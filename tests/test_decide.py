@@ -286,7 +286,33 @@ def test_a_context_is_kept_as_its_schema_says(worker: Worker) -> None:
         {"device": "other", "hour": 0.0, "age": 5.0},
         {"device": "other", "hour": 0.0, "age": 5.0},
     ]
-    assert worker.decider.ignored["context"] == 2
+    assert worker.decider.ignored == {"context": 2, "context_value": 2}
+
+
+def test_what_is_ignored_of_a_batch_is_counted_as_alone(worker: Worker) -> None:
+    """By column or one by one: undeclared fields and values of a wrong type, each once a
+    request; an unknown level, a missing and a null value are none of that."""
+    schema = [
+        {"name": "device", "kind": "categorical", "levels": ["mobile"]},
+        {"name": "hour", "kind": "cyclic", "period": 24},
+    ]
+    worker.put(experiment("hats", context=schema))
+    contexts: list[dict[str, Any]] = [
+        {"device": "mobile", "hour": 14},
+        {"device": "fridge", "hour": None},
+        {"hour": "14", "device": 5},
+        {"hour": 10**400, "x": 1},
+        {"device": True},
+    ]
+    for fields in ({}, {"eligible": ["v0", "v1"]}):
+        texts = [
+            json.dumps({"experiment": "hats", "context": context, **fields})
+            for context in contexts
+        ]
+        requests = [msgspec.json.decode(text, type=DecideRequest) for text in texts]
+        worker.decider.ignored.clear()
+        worker.decider.answers("acme", requests)
+        assert worker.decider.ignored == {"context": 1, "context_value": 3}
 
 
 def test_a_unit_has_a_length_limit(worker: Worker) -> None:

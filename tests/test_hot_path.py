@@ -251,9 +251,9 @@ def test_of_contexts_only_what_is_short_and_declared_is_remembered() -> None:
     contexts = Contexts([NumericField(kind="numeric", name="hour")])
     short, junk = b'{"hour":3,"more":["x"]}', b'{"hour":[[],[]]}'
     long = b'{"hour":3,"more":"' + b"x" * MAX_REMEMBERED_BYTES + b'"}'
-    assert contexts.read(short) == ({"hour": 3.0}, '{"hour":3.0}', True)
+    assert contexts.read(short) == ({"hour": 3.0}, '{"hour":3.0}', ("context",))
     assert contexts.read(long) == contexts.read(short)
-    assert contexts.read(junk) == contexts.none._replace(has_undeclared=False)
+    assert contexts.read(junk) == contexts.none._replace(ignored=("context_value",))
     assert contexts.read(short) is contexts.read(short)
     assert contexts.read(long) is not contexts.read(long)
     assert set(contexts._known) == {b"null", short, junk}
@@ -285,7 +285,7 @@ def test_a_context_as_declared_is_read_as_any_other(context: dict[str, Any]) -> 
     read, expected = contexts.read(text), contexts._any(text)
     assert read.given == expected.given
     assert json.loads(read.kept or "") == json.loads(expected.kept or "")
-    assert read.has_undeclared == expected.has_undeclared
+    assert read.ignored == expected.ignored
 
 
 def test_a_narrowed_draw_is_recorded_with_what_it_was_drawn_with(

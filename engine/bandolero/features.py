@@ -35,9 +35,20 @@ def known_context(
 ) -> Context:
     """The declared fields of a context: known levels or "other", numbers, defaults.
 
-    Undeclared fields are left out; a value of the wrong type counts as missing.
+    Undeclared fields are left out; of a wrong type a number counts as missing, a level
+    as unknown.
     """
     return {field.name: _value(field, given.get(field.name)) for field in schema}
+
+
+def is_of_its_type(field: ContextField, given: object) -> bool:
+    """Whether a field's value is a text or a finite number as declared, or missing.
+
+    An unknown level is a text; what is not of its type `known_context` replaces.
+    """
+    if isinstance(field, CategoricalField):
+        return given is None or isinstance(given, str)
+    return given is None or _number(given) is not None
 
 
 class _Part(NamedTuple):

@@ -4,13 +4,13 @@ Memory is bounded by bytes: of what a client sends only short texts and the fiel
 the schema declares are remembered.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from bandolero.experiment import CategoricalField, ContextField
-from bandolero.features import context_encoder
+from bandolero.features import context_encoder, is_of_its_type
 
 MAX_CONTEXTS = 256
 """Contexts that are remembered: most experiments see few, over and over."""
@@ -26,18 +26,20 @@ class Context(NamedTuple):
     """A request's context, read.
 
     kept: its declared fields as JSON, as the log keeps them; None where none is
-    declared. given: the same, decoded. has_undeclared: whether it said more than these.
+    declared. given: the same, decoded. ignored: what of it was, to be counted: `context`
+    for undeclared fields, `context_value` for values that are not of their field's type.
     """
 
     given: dict[str, Any]
     kept: str | None
-    has_undeclared: bool
+    ignored: tuple[str, ...]
 
 
 class Contexts:
     """Reads the contexts of one experiment."""
 
     def __init__(self, schema: Sequence[ContextField]) -> None:
+        self._schema = schema
         self._encode = context_encoder(schema)
         self._decode_plain = _plain_decoder(schema)
         self._order = [field.name for field in schema]
@@ -73,13 +75,19 @@ class Contexts:
             return None
         kept = msgspec.json.encode(said).decode()
         given = zip(self._order, msgspec.structs.astuple(said), strict=True)
-        return Context(dict(given), kept, has_undeclared=False)
+        return Context(dict(given), kept, ())
 
     def _any(self, text: bytes) -> Context:
         said = read_context(text) or {}
         kept = self._encode(said) if self._names else None
         given = read_context(kept) or {} if kept is not None else {}
-        return Context(given, kept, not said.keys() <= self._names)
+        return Context(given, kept, tuple(self._ignored(said)))
+
+    def _ignored(self, said: dict[str, Any]) -> Iterator[str]:
+        if not said.keys() <= self._names:
+            yield "context"
+        if not all(is_of_its_type(f, said.get(f.name)) for f in self._schema):
+            yield "context_value"
 
 
 def _plain_decoder(

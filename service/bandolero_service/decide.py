@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from os import urandom
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -35,6 +35,9 @@ NONCES_AT_ONCE = 1024
 _AN_OBJECT = msgspec.Meta(extra_json_schema={"type": ["object", "null"]})
 
 
+Consent = Literal["full", "contextual", "none"]
+
+
 class DecideRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Body of `POST /v1/decide`; all but `experiment` optional.
 
@@ -45,7 +48,7 @@ class DecideRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     unit: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     context: Annotated[msgspec.Raw | msgspec.UnsetType, _AN_OBJECT] = msgspec.UNSET
     eligible: list[str] | None = None
-    consent: Literal["full", "contextual", "none"] = "full"
+    consent: Consent = "full"
     trackers: bool = False
 
     @property
@@ -132,7 +135,7 @@ class Decider:
         columns = outcomes, ids, hidden, times, draws, kept
         self._all_decided(zip(*columns, strict=True))
         self.by_mode[outcomes[0].mode_and_serving] += len(outcomes)
-        self.ignored["context"] += sum(context.has_undeclared for context in contexts)
+        self.ignored.update(what for context in contexts for what in context.ignored)
         return [
             b'{"decision_id":"' + decision_id + outcome.tail
             for decision_id, outcome in zip(ids, outcomes, strict=True)
@@ -180,13 +183,13 @@ class Decider:
         return answer
 
     def _context(self, view: View, request: DecideRequest) -> Context:
-        """What a request says of itself; undeclared fields are counted."""
+        """What a request says of itself; what of it is ignored is counted."""
         try:
             context = _context_of(view, request)
         except NOT_JSON as error:
             raise not_decoded(error, "context") from None
-        if context.has_undeclared:
-            self.ignored["context"] += 1
+        if context.ignored:
+            self.ignored.update(context.ignored)
         return context
 
     def _outcome(
@@ -214,6 +217,16 @@ class Decider:
             message = f"eligible == {wanted[:5]!r}, must name an active variant."
             raise ApiError(422, "nothing_eligible", message, "eligible")
         return tuple(sorted(arms))
+
+
+def no_request(error: Exception) -> ApiError:
+    """What is wrong with the body of a decide request; of a consent, what it may be."""
+    refused = not_decoded(error)
+    if refused.field != "consent":
+        return refused
+    rule = f"must be one of {', '.join(get_args(Consent))}"
+    message = f"{refused.message.removesuffix('.')}, {rule}."
+    return ApiError(refused.status, refused.code, message, refused.field)
 
 
 def _fresh_nonces() -> Iterator[bytes]:

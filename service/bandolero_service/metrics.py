@@ -63,9 +63,10 @@ DECIDE_SECONDS = Family(
 IGNORED = Family(
     "bandolero_ignored_total",
     "counter",
-    "Decide requests of which a part was ignored: unknown context fields or variants.",
+    "Decide requests of which a part was ignored: unknown context fields, context values"
+    " of a wrong type, unknown variants.",
     ("what",),
-    known=_each("context", "eligible"),
+    known=_each("context", "context_value", "eligible"),
 )
 REFUSED = Family(
     "bandolero_requests_refused_total",

@@ -19,7 +19,7 @@ from bandolero_service.api.gate import Gate
 from bandolero_service.api.one_write import OneWrite
 from bandolero_service.api.request_ids import REQUEST_ID, Traced, given_id, new_id
 from bandolero_service.api.seals import Sealed
-from bandolero_service.decide import Decider, DecideRequest
+from bandolero_service.decide import Decider, DecideRequest, no_request
 from bandolero_service.errors import (
     NOT_JSON,
     ApiError,
@@ -148,7 +148,7 @@ class DataPlane:
         try:
             request = self._decode_request(body)
         except NOT_JSON as error:
-            raise not_decoded(error) from None
+            raise no_request(error) from None
         answer = self.decider.answer(key.tenant, request)
         us = (perf_counter_ns() - began) // 1000
         self.latency_sum_us += us
@@ -178,7 +178,7 @@ class DataPlane:
         try:
             return self.decider.answers(tenant, [self._decode_request(item)])[0]
         except NOT_JSON as error:
-            return msgspec.json.encode(not_decoded(error).body())
+            return msgspec.json.encode(no_request(error).body())
 
     async def _events(self, key: ApiKey, body: bytes) -> Answer:
         judged = self.desk.judge(key.tenant, self.desk.read(body))
