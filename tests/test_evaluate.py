@@ -277,13 +277,28 @@ def test_mass_where_the_log_could_not_draw_is_unseen() -> None:
     assert evaluate(some, TARGET).support.unseen == pytest.approx(0.2 * share)
 
 
+def test_half_of_the_target_on_a_variant_hardly_shown_is_no_support() -> None:
+    """At 0.4 % of trials rewarded 250 of an arm are due one, so that it earned nothing says
+    nothing; five rewards' worth does, and so does less where little of the target is."""
+    situations = Situations.alike(3)
+    arms = np.repeat([0, 1, 2], [2000, 2000, 250])
+    rewards = (np.arange(4250) % 250 == 0) & (arms < 2)
+    p = np.array([2000, 2000, 250]) / 4250
+    few = Trials(arms, rewards.astype(float), p[arms], 0 * arms, situations)
+    start = "the target has 50.0% of its mass on one that was shown 250 times"
+    assert refused(evaluate(few, np.array([0.5, 0.0, 0.5])), start)
+    assert evaluate(few, np.array([0.5, 0.42, 0.08])).is_supported
+    more = np.repeat(np.arange(4250), 6)
+    assert evaluate(rows_of(few, more), np.array([0.5, 0.0, 0.5])).is_supported
+
+
 def test_propensities_that_are_wrong_are_found() -> None:
     """An arm drawn twice as often as its propensity says makes a log useless."""
     trials = logged(9, 5000)
     wrong = replace(trials, propensities=np.array([0.6, 0.3, 0.1])[trials.arms])
     assert calibration_of(wrong).arm == 2
     assert calibration_of(wrong).ratio == pytest.approx(2.0, rel=0.1)
-    assert refused(evaluate(wrong, LOGGED), "1 / propensity of arm 2 adds up to")
+    assert refused(evaluate(wrong, LOGGED), "1 / propensity of a variant adds up to")
 
 
 def test_a_sound_log_is_not_refused() -> None:

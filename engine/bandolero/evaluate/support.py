@@ -31,6 +31,11 @@ REWARDED_MIN = 10
 UNSEEN_MAX = 0.01
 """What is shown in more of the target's decisions and never was in the log can be worth
 anything: the value could be off by this share even if rates are alike."""
+THIN_MAX = 1 / 3
+"""One variant that is shown in more of the target's decisions is most of its value."""
+DUE_MIN = 5.0
+"""A variant that would have fewer rewarded trials in the log, at the rate of all, may earn
+nothing there by chance, and then no interval tells of it."""
 MEAN_OFF_MAX = 0.01
 """Mean weights differ from 1 as much as the value does; by less, it is within the rest."""
 FALSE_ALARMS = 1e-4
@@ -111,7 +116,8 @@ def support_of(trials: Trials, target: Floats, weights: Floats) -> Support:
     }
     calibration = calibration_of(trials)
     reasons = _weight_reasons(found)
-    reasons += _unseen_reasons(unseen, by_field) + _calibration_reasons(calibration)
+    reasons += _unseen_reasons(unseen, by_field) + _thin_reasons(trials, target)
+    reasons += _calibration_reasons(calibration)
     notes = []
     if found.rewards_effective < REWARDS_FEW:
         few = f"{found.rewards_effective:.1f} effective rewards"
@@ -224,10 +230,25 @@ def _unseen_reasons(unseen: float, by_field: dict[str, float]) -> tuple[str, ...
     return tuple(reasons)
 
 
+def _thin_reasons(trials: Trials, target: Floats) -> tuple[str, ...]:
+    """Whether much of the target is on one variant that the log says too little of."""
+    n = max(len(trials), 1)
+    mass = trials.per_situation @ target / n
+    shown = np.bincount(trials.arms[trials.arms >= 0], minlength=len(mass))
+    due = shown * np.count_nonzero(trials.rewards) / n
+    thin = np.where((due < DUE_MIN) & (shown > 0), mass, 0.0)
+    worst = int(np.argmax(thin))
+    if thin[worst] <= THIN_MAX:
+        return ()
+    what = f"on one that was shown {shown[worst]:,} times, {due[worst]:.1f} rewards due"
+    rule = f"must be >= {DUE_MIN:g} above {THIN_MAX:.0%} of mass"
+    return (f"the target has {thin[worst]:.1%} of its mass {what}, {rule}.",)
+
+
 def _calibration_reasons(found: Calibration) -> tuple[str, ...]:
     if abs(found.ratio - 1.0) <= max(MEAN_OFF_MAX, found.bound):
         return ()
-    what = f"1 / propensity of arm {found.arm} adds up to {found.ratio:.3f} a trial"
+    what = f"1 / propensity of a variant adds up to {found.ratio:.3f} a trial"
     return (f"{what}, must be 1 but for chance: logged propensities are wrong.",)
 
 
