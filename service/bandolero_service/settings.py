@@ -27,6 +27,26 @@ _READERS: dict[str, Callable[[str], object]] = {
 EMBEDDED = "embedded"
 STORE_URLS = ("redis://", "rediss://", "unix://")
 LOG_FORMATS = ("auto", "json", "text")
+_DAY_S = 86_400
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "shards": (1, 1024),
+    "port": (0, 65_535),
+    "workers": (1, 256),
+    "flush_interval_s": (0.001, 10),
+    "poll_interval_s": (0.01, 60),
+    "publish_interval_s": (0, 3600),
+    "archive_interval_s": (0.1, _DAY_S),
+    "archive_bytes": (1_000, 1_000_000_000),
+    "retain_s": (0, 365 * _DAY_S),
+    "accept_events_days": (0, 3650),
+    "repeated_click_ms": (0, 1000 * _DAY_S),
+    "fastest_click_ms": (0, 1000 * _DAY_S),
+    "unit_click_times": (0, 1_000_000),
+    "max_body_bytes": (1_000, 16_000_000),
+    "spool_max_bytes": (0, 1_000_000_000_000),
+    "drain_delay_s": (0, 3600),
+}
+"""The least and the most that each number may be."""
 
 
 class SettingsError(ValueError):
@@ -190,14 +210,10 @@ def read_settings(
     for name in ("control_rate", "decide_rate", "failed_auth_rate"):
         if rate := getattr(settings, name):
             _check_rate(name, rate)
-    if not 1 <= settings.shards <= 1024:
-        raise SettingsError(f"shards == {settings.shards}, must be 1 to 1024.")
-    if not 1 <= settings.workers <= 256:
-        raise SettingsError(f"workers == {settings.workers}, must be 1 to 256.")
-    for name in ("repeated_click_ms", "fastest_click_ms", "unit_click_times"):
-        if getattr(settings, name) < 0:
-            rule = "must be 0 or more."
-            raise SettingsError(f"{name} == {getattr(settings, name)}, {rule}")
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(settings, name)
+        if not least <= value <= most:  # what is not a number is not within
+            raise SettingsError(f"{name} == {value}, must be {least:,} to {most:,}.")
     if settings.log_format not in LOG_FORMATS:
         rule = f"must be one of {', '.join(LOG_FORMATS)}."
         raise SettingsError(f"log_format == {settings.log_format!r}, {rule}")
