@@ -87,7 +87,8 @@ def test_a_report_that_hangs_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A process that does not answer in time is 503, and another takes its place."""
-    reports = ReportProcess(Settings(store=embedded.url, data_dir=tmp_path))
+    settings = Settings(store=embedded.url, data_dir=tmp_path)
+    reports = ReportProcess(settings, lambda: False)
 
     async def asked() -> int:
         with pytest.raises(ApiError) as refused:
@@ -111,3 +112,12 @@ def test_a_report_that_hangs_is_given_up(
         reports.end()
 
     asyncio.run(run())
+
+
+def test_no_process_is_started_for_a_store_that_is_down(tmp_path: Path) -> None:
+    """What the worker knows already is said at once: 503, and nothing runs."""
+    reports = ReportProcess(Settings(data_dir=tmp_path), lambda: True)
+    with pytest.raises(ApiError, match="store") as refused:
+        asyncio.run(reports.ask(ASKED))
+    assert (refused.value.status, refused.value.code) == (503, "store_down")
+    assert reports._child is None

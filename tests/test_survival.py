@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from typing import Any
@@ -159,13 +160,41 @@ def test_sigterm_while_starting_ends_everything(after_s: float) -> None:
         server = Running(folder, environment=cold)
         try:
             server.start(wait=False)
-            wait_for(lambda: "serving on" in server.log.read_text(), 60)
+            wait_for(lambda: "starting on" in server.log.read_text(), 60)
             time.sleep(after_s)
             began = time.monotonic()
             server.stop()
             assert time.monotonic() - began < 11 * SLOWER
         finally:
             server.end()
+
+
+@pytest.mark.slow
+def test_nobody_waits_at_the_door_of_a_server_that_ends() -> None:
+    """It says that it serves when a worker is ready, and refuses connections as soon as the
+    workers have gone, however long the other roles take to end."""
+    with running_server() as server:
+        said = server.log.read_text()
+        assert (
+            said.index("starting on")
+            < said.index("is ready")
+            < said.index("serving on")
+        )
+        (learner,) = server.of_role("learner")
+        os.kill(learner.pid, signal.SIGSTOP)
+        assert server.process is not None
+        server.process.terminate()
+        wait_for(lambda: server.of_role("api") == [], 30, "the workers have gone")
+        wait_for(lambda: is_refused(server.port), 5, "nobody listens")
+        assert server.process.poll() is None
+        os.kill(learner.pid, signal.SIGCONT)
+        assert server.process.wait(45) == 0, server.last_words()
+
+
+def is_refused(port: int) -> bool:
+    """Whether nobody listens on a loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.mark.parametrize("when", ["starting", "ready"])

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,10 +98,16 @@ class ReportProcess:
 
     The kernel ends the process when the *thread* that started it ends: that is the
     loop's, which lives as long as the worker.
+
+    Parameters
+    ----------
+    store_is_down
+        Tells it at once: a process is not started, which takes seconds, to find it out.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store_is_down: Callable[[], bool]) -> None:
         self._settings = settings
+        self._store_is_down = store_is_down
         self._turn = asyncio.Lock()
         self._child: _Child | None = None
 
@@ -141,6 +148,8 @@ class ReportProcess:
         try:
             async with asyncio.timeout(ANSWER_S):
                 if self._child is None:
+                    if self._store_is_down():
+                        raise store_down()
                     self._child = await _started(self._settings)
                 return await self._child.answer(question)
         except TimeoutError:

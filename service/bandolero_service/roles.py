@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bandolero_service.logs import log_to_stderr
+from bandolero_service.logs import Told, log_to_stderr
 from bandolero_service.secret import check_root, read_secrets
-from bandolero_service.settings import EMBEDDED, Settings
+from bandolero_service.settings import EMBEDDED, Settings, shown
 from bandolero_service.store import RefusedStoreError, Store, StoreDownError
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def die_with_parent() -> None:
 def open_store(settings: Settings, timeout_s: float) -> Store:
     """Connect, waiting until the store answers; refuse one that would lose data."""
     store = _store_of(settings, timeout_s)
-    while not _answers(lambda: _open(store, settings)):
-        time.sleep(OPEN_AGAIN_S)
+    _wait_for(lambda: _open(store, settings), Told())
     return store
 
 
@@ -84,14 +83,18 @@ def reach_store(settings: Settings, timeout_s: float) -> Store:
 
     One that turns out not to be ours, or to lose data, then ends this process.
     """
-    store, secrets = _store_of(settings, timeout_s), read_secrets(settings)
+    store, secrets, told = (
+        _store_of(settings, timeout_s),
+        read_secrets(settings),
+        Told(),
+    )
 
     def opens() -> None:
         _open(store, settings)
         check_root(store, secrets)
 
-    if not _answers(opens):
-        threading.Thread(target=_open_later, args=(opens,), daemon=True).start()
+    if not _answers(opens, told):
+        threading.Thread(target=_open_later, args=(opens, told), daemon=True).start()
     return store
 
 
@@ -107,20 +110,25 @@ def _open(store: Store, settings: Settings) -> None:
     check_durability(store)
 
 
-def _answers(act: Callable[[], None]) -> bool:
+def _wait_for(act: Callable[[], None], told: Told) -> None:
+    while not _answers(act, told):
+        time.sleep(OPEN_AGAIN_S)
+
+
+def _answers(act: Callable[[], None], told: Told) -> bool:
     """Whether the store is there, and an act on it done."""
     try:
         act()
         return True
     except StoreDownError as error:
-        log.warning("%s; trying again", error)
+        if told.is_news(str(error)):
+            log.warning("trying again: %s", error)
         return False
 
 
-def _open_later(opens: Callable[[], None]) -> None:
+def _open_later(opens: Callable[[], None], told: Told) -> None:
     try:
-        while not _answers(opens):
-            time.sleep(OPEN_AGAIN_S)
+        _wait_for(opens, told)
         log.info("the store is there")
     except RefusedStoreError as error:
         log.error("%s", error)
@@ -199,7 +207,7 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     watch.start()
     health = Health(views, writer, watch, settings.spool_dir)
     files = _metric_files(settings, "api", lambda: worker_figures(app, health))
-    reports = ReportProcess(settings)
+    reports = ReportProcess(settings, lambda: watch.sight is None)
     app = create_app(store, reports, health, files.tell, settings)
     config = server_config(app, settings.trusted_proxies)
     delay_s = settings.drain_delay_s
@@ -244,6 +252,7 @@ def _run_learner(settings: Settings, metrics_port: int | None) -> None:
     from bandolero_service.learner import run_learner
 
     store = open_store(settings, 5.0)
+    log.info("learning from %d shards", store.shards)
     with _told(settings, "learner", metrics_port):
         run_learner(store, settings, _told_to_end())
 
@@ -253,6 +262,8 @@ def _run_archiver(settings: Settings, metrics_port: int | None) -> None:
     from bandolero_service.archive import run_archiver
 
     store = open_store(settings, 5.0)
+    where = shown(settings.lake_url)
+    log.info("archiving %d shards to %s", store.shards, where)
     with _told(settings, "archiver", metrics_port):
         run_archiver(store, Lake(settings.lake_url), settings, _told_to_end())
 

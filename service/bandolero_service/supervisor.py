@@ -89,11 +89,11 @@ class Supervisor:
             _check_store(self._settings)
             roles = ["api"] * self._settings.workers + ["learner", "archiver"]
             self._children = [self._started(role) for role in roles]
-            host, port = self._socket.getsockname()[:2]
-            log.info("serving on http://%s:%d (data in %s)", host, port, self._where)
-            renewals = self._renewals(renew)
+            log.info("starting on %s (data in %s)", self._url, self._where)
+            renewals, beginning = self._renewals(renew), self._beginning()
             while not stop.wait(CHECK_S):
                 self._restart_dead()
+                next(beginning, None)
                 next(renewals)
         finally:
             self._end()
@@ -101,6 +101,17 @@ class Supervisor:
     @property
     def _where(self) -> str:
         return str(self._settings.data_dir.absolute())
+
+    @property
+    def _url(self) -> str:
+        host, port = self._socket.getsockname()[:2]
+        return f"http://{host}:{port}"
+
+    def _beginning(self) -> Iterator[None]:
+        """Say that the first worker serves; one step a turn of the loop."""
+        while not any(child.ready() for child in self._workers()):
+            yield
+        log.info("serving on %s", self._url)
 
     def _started(self, role: str) -> _Child:
         command = [sys.executable, "-m", "bandolero_service", "serve", "--role", role]
@@ -181,9 +192,10 @@ class Supervisor:
                 process.terminate()
             for process in those:
                 _wait(process, STOP_TIMEOUT_S + self._settings.drain_delay_s)
+            if role == "api":
+                self._socket.close()  # else callers would wait for workers that are gone
         if self._embedded is not None:
             self._embedded.stop()
-        self._socket.close()
 
 
 def _check_store(settings: Settings) -> None:
@@ -201,7 +213,7 @@ def _check_store(settings: Settings) -> None:
     except StoreDeniedError as error:
         raise RefusedStoreError(f"--store: {error}") from None
     except StoreDownError as error:
-        log.warning("%s; the roles wait for it", error)
+        log.warning("the roles wait for the store: %s", error)
     finally:
         store.close()
 

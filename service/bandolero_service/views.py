@@ -149,7 +149,7 @@ class Views:
         try:
             self.refresh()
         except StoreDownError as error:
-            log.warning("%s; going on with what was seen last", error)
+            log.warning("going on with what was seen last: %s", error)
             self._recall()
         self._thread.start()
 
