@@ -54,7 +54,7 @@ def shown(**fields: Any) -> Row:
 
 def quarantined(lake: Lake, table: str, kind: str) -> list[Row]:
     """Rows of the quarantine: refused `rows`, or notes on refused `file`s."""
-    files = sorted(Path(lake.root, "quarantine", table).glob(f"*-{kind}.parquet"))
+    files = sorted(Path(lake.root, "quarantine", table).rglob(f"*-{kind}.parquet"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from bandolero.lake.catalog import Lake
 from bandolero.lake.ingest import Terms, ingest
+from bandolero.lake.mapping import Column, Mapping
 from bandolero.lake.rules import CLOCK_SKEW_MS
+from bandolero.lake.sources import Source, Version
 from ingest_files import NOW_MS, export, quarantined, reasons, sale, shown, take_in
 from strategies import START_MS
 
@@ -116,6 +118,7 @@ HUGE = "x" * 10_000_000
 SOON = NOW_MS + CLOCK_SKEW_MS
 TIMES = "must lie between 1970 and now."
 NAMES = "must be 1 to 64 letters, digits, '.', '_' or '-'."
+MONEY = f"must lie between 0 and {10**18}: a refund or a retract takes back."
 LENGTH = "must have 1 to 256 characters."
 CONTEXT = "must be a JSON object of at most 16384 bytes."
 
@@ -183,12 +186,18 @@ def test_a_bad_decision_is_set_aside(
         (
             {"value_micros": -1},
             "value_micros",
-            "must be >= 0: a refund or a retract takes back.",
+            MONEY,
+        ),
+        ({"value_micros": 10**18 + 1}, "value_micros", MONEY),
+        (
+            {"type": "refund"},
+            "value_micros",
+            "must be given and > 0 in a refund, which subtracts.",
         ),
         (
             {"type": "refund", "value_micros": 0},
             "value_micros",
-            "must be > 0 in a refund, which subtracts.",
+            "must be given and > 0 in a refund, which subtracts.",
         ),
         (
             {"type": "retract"},
@@ -254,14 +263,90 @@ def test_unknown_experiments_and_variants_are_refused(
     ]
 
 
+NAMED = ("decision_id", "experiment_id", "variant_id", "unit", "draw", "context")
+HATS = Terms(known={"acme/hats": frozenset(("v1",))})
+
+
 def test_a_file_of_refused_rows_may_come_again(lake: Lake, tmp_path: Path) -> None:
     """What was wrong may have been ours: once the experiment is known, all is taken."""
     path = export(tmp_path / "a.parquet", [shown()])
     (file,) = take_in(lake, "decisions", [path], Terms(known={})).files
-    assert file.reason is not None
-    assert "every row is refused: experiment_id must be an experiment" in file.reason
-    known = {"acme/hats": frozenset(("v1",))}
-    assert take_in(lake, "decisions", [path], Terms(known=known)).accepted == 1
+    assert file.reason == "every row of 1 is refused."
+    assert file.rules == {"experiment_id must be an experiment of its tenant.": 1}
+    assert len(quarantined(lake, "decisions", "rows")) == 1
+    assert take_in(lake, "decisions", [path], HATS).accepted == 1
+    assert quarantined(lake, "decisions", "rows") == []
+
+
+def test_refused_rows_come_in_once_they_are_known(lake: Lake, tmp_path: Path) -> None:
+    """Handed in again, a file brings what was refused for want of an experiment or a
+    variant, each row once; what breaks another rule stays, and nothing stands twice."""
+    rows = [
+        shown(decision_id="d1"),
+        shown(decision_id="d2", variant_id="v2", unit="alice", draw=0.5),
+        shown(decision_id="d3", experiment_id="caps", context="{}"),
+        shown(decision_id="d4", mode="guess"),
+    ]
+    path = export(tmp_path / "a.parquet", rows)
+    told = []
+    for known in (
+        {"acme/hats": {"v1"}},
+        {"acme/hats": {"v1"}},
+        {"acme/hats": {"v1", "v2"}},
+        {"acme/hats": {"v1", "v2"}, "acme/caps": {"v1"}},
+        {"acme/hats": {"v1", "v2"}, "acme/caps": {"v1"}},
+    ):
+        terms = Terms(known={name: frozenset(ids) for name, ids in known.items()})
+        (file,) = take_in(lake, "decisions", [path], terms).files
+        told.append((file.was_there, file.accepted, file.still_refused))
+        left = len(quarantined(lake, "decisions", "rows"))
+        assert left == (file.still_refused if file.was_there else file.refused)
+    assert told == [
+        (False, 1, 0),
+        (True, 0, 3),
+        (True, 1, 2),
+        (True, 1, 1),
+        (True, 0, 1),
+    ]
+    found = lake.read("decisions")[0].to_pylist()
+    given = [tuple(row.get(name) for name in NAMED) for row in rows[:3]]
+    assert sorted(tuple(row[name] for name in NAMED) for row in found) == given
+    assert reasons(lake, "decisions") == [
+        (4, "mode", "guess", "must be one of explore, holdout, fixed, fallback.")
+    ]
+
+
+def test_a_later_try_killed_on_its_way_adds_nothing_twice(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its rows are listed none is in; after that all are, and the next try knows."""
+    rows = [shown(), shown(decision_id="d2", variant_id="v2")]
+    path = export(tmp_path / "a.parquet", [*rows, shown(decision_id="d3", mode="x")])
+    take_in(lake, "decisions", [path], HATS)
+    terms = Terms(known={"acme/hats": frozenset(("v1", "v2"))})
+    for name, in_lake in (("enlist", 1), ("delete_folder", 2), (None, 2)):
+        with monkeypatch.context() as patch:
+            if name is not None:
+                patch.setattr(lake, name, killed_after(getattr(lake, name), name))
+                with pytest.raises(KeyboardInterrupt):
+                    take_in(lake, "decisions", [path], terms)
+            else:
+                take_in(lake, "decisions", [path], terms)
+        assert lake.read("decisions")[0].num_rows == in_lake
+    assert [row for row, *_ in reasons(lake, "decisions")] == [3]
+
+
+def killed_after(act: Any, name: str) -> Any:
+    """The same, but killed instead: `delete_folder` not before the second one."""
+    calls: list[str] = []
+
+    def killed(*given: Any) -> Any:
+        calls.append(name)
+        if name == "enlist" or len(calls) > 1:
+            raise KeyboardInterrupt
+        return act(*given)
+
+    return killed
 
 
 @pytest.mark.parametrize(("limit", "accepted"), [(0.2, 0), (0.25, 3), (1.0, 3)])
@@ -281,6 +366,19 @@ def test_too_many_refused_rows_keep_a_file_out(
         assert take_in(lake, "events", [path]).accepted == 3
 
 
+def test_a_file_that_is_mended_leaves_no_note(lake: Lake, tmp_path: Path) -> None:
+    """What hindered a file is forgotten once it is in."""
+    path = tmp_path / "a.parquet"
+    for size in (0, 9):
+        path.write_bytes(b"x" * size)
+        (file,) = take_in(lake, "events", [path]).files
+        (note,) = quarantined(lake, "events", "file")
+        assert note["reason"] == file.reason
+        assert (file.reason == "file is empty: 0 bytes.") == (size == 0)
+    assert take_in(lake, "events", [export(path, [sale()])]).accepted == 1
+    assert quarantined(lake, "events", "file") == []
+
+
 # --- nothing twice, nothing lost ----------------------------------------------------------
 
 
@@ -296,6 +394,26 @@ def test_same_file_again_adds_nothing(lake: Lake, tmp_path: Path) -> None:
     assert len(quarantined(lake, "events", "rows")) == 1
 
 
+def test_same_file_counts_once_for_each_tenant(lake: Lake, tmp_path: Path) -> None:
+    """Whose the rows are is said by the mapping: another's are other decisions."""
+    path = export(tmp_path / "a.parquet", [shown()])
+    for tenant, accepted in (("acme", 1), ("rival", 1), ("acme", 0), (None, 1)):
+        columns = {} if tenant is None else {"tenant_id": Column(constant=tenant)}
+        terms = Terms(Mapping(columns=columns))
+        assert take_in(lake, "decisions", [path], terms).accepted == accepted
+
+
+def test_decisions_that_are_not_meant_may_come_later(
+    lake: Lake, tmp_path: Path
+) -> None:
+    """Other rows of a file are other decisions; the same ones mapped otherwise are in."""
+    path = export(tmp_path / "a.parquet", [shown(), shown(decision_id="d2")])
+    for meant, variant, accepted in (("d1", "v1", 1), ("d2", "v1", 1), ("d2", "v2", 0)):
+        variants = {"variant_id": Column(constant=variant)}
+        terms = Terms(Mapping(columns=variants, where={"decision_id": meant}))
+        assert take_in(lake, "decisions", [path], terms).accepted == accepted
+
+
 def test_equal_rows_of_a_file_are_kept(lake: Lake, tmp_path: Path) -> None:
     """Ingest removes nothing that looks equal: `settle` decides by event id."""
     take_in(lake, "events", [export(tmp_path / "a.parquet", [sale(), sale()])])
@@ -307,8 +425,8 @@ def test_a_file_that_changes_meanwhile_is_refused(
 ) -> None:
     """What was hashed is what must be read; nothing of it stays."""
     path = export(tmp_path / "a.parquet", [sale()])
-    sizes = iter([(1, 1), (1, 2)])
-    monkeypatch.setattr("bandolero.lake.sources.Source.version", lambda _: next(sizes))
+    versions = iter([Version(1, 1), Version(1, 2)])
+    monkeypatch.setattr(Source, "version", lambda _: next(versions))
     (file,) = take_in(lake, "events", [path]).files
     assert file.reason == "file was changed while it was being read."
     assert list(lake.paths("events", "")) == []

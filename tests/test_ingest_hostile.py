@@ -45,13 +45,14 @@ def test_bad_files_are_quarantined_and_the_rest_goes_on(
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.parquet").write_bytes(b"")
     (tmp_path / "empty.csv").write_bytes(b"")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
     found = take_in(lake, "events", [tmp_path, tmp_path / "missing.parquet"])
     reasons = {Path(file.path).name: file.reason for file in found.files}
     assert reasons.pop("good.parquet") is None
     bad = {f"{n}.parquet" for n in ("corrupt", "cut", "empty", "missing")}
-    assert set(reasons) == bad | {"empty.csv"}
+    assert set(reasons) == bad | {"empty.csv", "empty.jsonl"}
     assert all(reasons.values())
-    assert (found.accepted, found.bad_files) == (1, 5)
+    assert (found.accepted, found.bad_files) == (1, 6)
     notes = quarantined(lake, "events", "file")
     told = {(Path(note["source"]).name, note["reason"]) for note in notes}
     assert told == set(reasons.items())
@@ -170,8 +171,8 @@ def test_links_do_not_lead_out_of_a_folder(lake: Lake, tmp_path: Path) -> None:
     found = take_in(lake, "events", [folder])
     told = {Path(file.path).name: (file.accepted, file.reason) for file in found.files}
     assert told == {
-        "a.parquet": (0, f"{folder}/a.parquet is a link that leads out of its folder."),
-        "c": (0, f"{folder}/c is a link that leads out of its folder."),
+        "a.parquet": (0, "is a link that leads out of its folder."),
+        "c": (0, "is a link that leads out of its folder."),
         "in.parquet": (1, None),
     }
 
@@ -182,7 +183,7 @@ def test_a_place_that_is_none_is_told(lake: Lake, tmp_path: Path) -> None:
     found = take_in(lake, "events", ["tape://me:secret@drive/1?key=secret", good])
     (bad, fine) = found.files
     assert bad.path == "tape://drive/1"
-    assert (bad.reason or "").startswith("tape://drive/1 cannot be reached: ")
+    assert (bad.reason or "").startswith("cannot be reached: ")
     assert fine.accepted == 1
     (note,) = quarantined(lake, "events", "file")
     assert note == {"source": bad.path, "reason": bad.reason}

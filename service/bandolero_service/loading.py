@@ -58,17 +58,16 @@ def load(
             )
         except BusyError as error:
             raise CommandError(str(error)) from None
-    _tell(found)
-    if any(file.is_over_limit for file in found.files) or (
-        max_refused is not None and found.bad_files
-    ):
+    _tell(found, table)
+    if any(file.is_over_limit for file in found.files):
         raise RefusedLimitError("more is refused than may be; see quarantine/.")
     if found.bad_files:
-        raise CommandError(f"{found.bad_files} files are refused; see quarantine/.")
+        told = _counted(found.bad_files, "file is refused", "files are refused")
+        raise CommandError(f"{told}; see quarantine/.")
 
 
 def parse_share(text: str) -> float:
-    """A share such as `1%` or `0.01`.
+    """A share such as `1%` or `0.01`; a bare 1 may mean either, and is refused.
 
     Raises
     ------
@@ -80,8 +79,8 @@ def parse_share(text: str) -> float:
         share = float(number) / (100.0 if percent else 1.0)
     except ValueError:
         share = -1.0
-    if rest or not 0.0 <= share <= 1.0:
-        rule = "must be a share from 0 to 1, such as 1% or 0.01"
+    if rest or not 0.0 <= share <= 1.0 or (share == 1.0 and not percent):
+        rule = "must be a share, such as 1% or 0.01; all is 100%"
         raise UsageError(f"max-refused == {text!r}, {rule}.")
     return share
 
@@ -110,24 +109,33 @@ def _of_tenant(mapping: Mapping, tenant: str | None) -> Mapping:
     )
 
 
-def _tell(found: Ingested) -> None:
+def _tell(found: Ingested, table: str) -> None:
     for file in found.files:
-        _say(f"{file.path}: {_line(file)}")
+        _say(f"{file.path}: {_line(file, table)}")
         for rule, n in list(file.rules.items())[:RULES_SHOWN]:
             _say(f"  {n:,} refused: {rule}")
     left_out = f", {found.left_out:,} left out by the mapping" if found.left_out else ""
     _say(
-        f"{found.accepted:,} rows in, {found.refused:,} refused to quarantine{left_out},"
-        f" {found.bad_files} files refused"
+        f"{_rows(found.accepted)} in, {found.refused:,} refused to quarantine{left_out},"
+        f" {_counted(found.bad_files, 'file', 'files')} refused"
     )
 
 
-def _line(file: IngestedFile) -> str:
-    if file.was_there:
-        return "is in already"
-    if file.reason is not None:
-        return file.reason
-    return f"{file.accepted:,} rows in, {file.refused:,} refused"
+def _line(file: IngestedFile, table: str) -> str:
+    if not file.was_there:
+        return file.reason or f"{_rows(file.accepted)} in, {file.refused:,} refused"
+    more = f": {_rows(file.accepted)} in that had been refused" if file.accepted else ""
+    left = f"{_counted(file.still_refused, 'row is', 'rows are')} refused still"
+    left = f", {left}: see quarantine/{table}/" if file.still_refused else ""
+    return f"is in already{more}{left}"
+
+
+def _rows(n: int) -> str:
+    return _counted(n, "row", "rows")
+
+
+def _counted(n: int, one: str, many: str) -> str:
+    return f"{n:,} {one if n == 1 else many}"
 
 
 @contextmanager

@@ -99,6 +99,7 @@ class Commit(NamedTuple):
     """What a shard's log says in (after_ms, until_ms], or one ingested file.
 
     merged: of how many commits it was made; 0 for one as it was archived or ingested.
+    refused: how many rows of an ingested file stand in quarantine instead.
     """
 
     shard: str
@@ -107,6 +108,7 @@ class Commit(NamedTuple):
     files: tuple[LakeFile, ...]
     writers: Writers
     merged: int = 0
+    refused: int = 0
 
     @property
     def span(self) -> Span:
@@ -427,7 +429,8 @@ class Lake(Storage):
         files = tuple(LakeFile(**file) for file in body["files"])
         writers = body.get("writers", _NO_WRITERS)
         span = body["shard"], body["after_ms"], body["until_ms"]
-        return Commit(*span, files, writers, body.get("merged", 0))
+        counts = (body.get(name, 0) for name in ("merged", "refused"))
+        return Commit(*span, files, writers, *counts)
 
     def _entries(self, shard: str = "") -> tuple[list[str], list[str]]:
         """Paths of the entries that count, by shard and position, and of those covered."""

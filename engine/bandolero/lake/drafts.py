@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +21,11 @@ MICROS = 1_000_000
 
 
 class Drafts:
-    """What is drafted of one file: files of the lake that are listed nowhere yet."""
+    """What is drafted of one file: files of the lake that are listed nowhere yet.
+
+    Entered, it forgets what was refused of the same file before; left by an error, what it
+    has drafted.
+    """
 
     def __init__(self, lake: Lake, table: str, shard: str, source: str) -> None:
         self.accepted = 0
@@ -36,6 +41,14 @@ class Drafts:
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[list[LakeFile]] | None = None
         self._after_ms, self._until_ms = 0, 0
+
+    def __enter__(self) -> Self:
+        self._lake.delete_folder(quarantine_of(self._table, self._shard))
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.discard()
 
     @property
     def refused(self) -> int:
@@ -74,7 +87,8 @@ class Drafts:
     def commit(self) -> Commit:
         """What was drafted, to be listed."""
         files = tuple(self._files)
-        return Commit(self._shard, self._after_ms, self._until_ms, files, {})
+        span = self._after_ms, self._until_ms
+        return Commit(self._shard, *span, files, {}, refused=self.refused)
 
     def discard(self) -> None:
         """Delete the files for good rows; what was refused stays to be looked at."""
@@ -113,13 +127,9 @@ class Drafts:
         rows = pa.concat_tables(self._odd)
         self._odd = []
         source = pa.array([self._source]).take(pa.array([0] * len(rows)))
-        name = self._shard.removeprefix(f"{INGESTED}{self._table}-")
-        first = rows["row"][0].as_py()
-        write_quarantine(
-            self._lake,
-            f"{self._table}/{name}-{first:012d}-rows.parquet",
-            rows.append_column("source", source),
-        )
+        where = quarantine_of(self._table, self._shard)
+        path = f"{where}/{rows['row'][0].as_py():012d}-rows.parquet"
+        write_quarantine(self._lake, path, rows.append_column("source", source))
 
 
 def _told(odd: pa.Table) -> list[str]:
@@ -152,8 +162,13 @@ def _set(rows: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, column)
 
 
-def write_quarantine(lake: Lake, name: str, rows: pa.Table) -> None:
+def quarantine_of(table: str, shard: str) -> str:
+    """The folder of the rows that are refused of an ingested file."""
+    return f"quarantine/{table}/{shard.removeprefix(f'{INGESTED}{table}-')}"
+
+
+def write_quarantine(lake: Lake, path: str, rows: pa.Table) -> None:
     """Write rows, or a note, of what is refused."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
-    lake.write_bytes(f"quarantine/{name}", bytes(sink.getvalue()))
+    lake.write_bytes(path, bytes(sink.getvalue()))

@@ -208,7 +208,7 @@ class _Text:
     """The unpacked bytes of a file, and how much of it has been read."""
 
     def __init__(self, source: Source) -> None:
-        self._size = max(1, source.version()[0])
+        self._size = max(1, source.version().size)
         self._raw = source.filesystem.open_input_file(source.path)
         kind = PACKED.get(Path(source.path.lower()).suffix)
         self.stream = pa.CompressedInputStream(self._raw, kind) if kind else self._raw

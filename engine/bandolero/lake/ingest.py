@@ -3,8 +3,10 @@
 A file is committed whole or not at all, named by the hash of its bytes: handing it in
 again, under any name, adds nothing, and a run that was killed is run again. Rows that
 break a rule go to `quarantine/` with row, column, value and rule, and files that cannot be
-read with the reason; the rest goes on. Equal-looking rows are all kept: `settle` decides by
-event id. What is written, in quarantine too, has been concealed before.
+read with the reason; the rest goes on. Rows refused because nobody had applied their
+experiment or variant come in when the file is handed in once more. Equal-looking rows are
+all kept: `settle` decides by event id. What is written, in quarantine too, has been
+concealed before.
 
 Parquet, CSV and JSON lines, from this machine or any Arrow filesystem, a bounded part at a
 time. `lake.reader` reads and checks, in a process apart; here is what is made of it.
@@ -19,9 +21,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from bandolero.lake.catalog import INGESTED, Lake, OverlapError
+from bandolero.lake.again import commits_of, judged_again, later_shard
+from bandolero.lake.catalog import INGESTED, Commit, Lake, OverlapError
 from bandolero.lake.checking import REFUSAL, Request
-from bandolero.lake.drafts import Drafts, write_quarantine
+from bandolero.lake.drafts import Drafts, quarantine_of, write_quarantine
 from bandolero.lake.mapping import Mapping as FileMapping
 from bandolero.lake.reader import Reader, UnreadableFileError
 from bandolero.lake.rules import Checks, Known
@@ -65,7 +68,8 @@ class IngestedFile(NamedTuple):
     """What became of one file.
 
     Rows that are in the lake now, in quarantine (by rule), and not meant by the mapping;
-    `reason` is why none is in. One that was there before adds nothing.
+    `reason` is why none is in. One that was there before adds nothing but rows that had been
+    `refused` then and no longer are; `still_refused` are those that still are.
     """
 
     path: str
@@ -75,6 +79,7 @@ class IngestedFile(NamedTuple):
     rules: Mapping[str, int] = MappingProxyType({})
     reason: str | None = None
     was_there: bool = False
+    still_refused: int = 0
     is_over_limit: bool = False
 
 
@@ -152,8 +157,10 @@ class Intake:
         """Load one file."""
         try:
             if source.fault is not None:
-                raise UnreadableFileError(f"{source.name} {source.fault}")
-            return self._take_in(source)
+                raise UnreadableFileError(source.fault)
+            found = self._take_in(source)
+            self._lake.delete(self._note_of(source))  # of a try that failed
+            return found
         except (UnreadableFileError, OSError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             self._note(source, reason)
@@ -161,12 +168,13 @@ class Intake:
 
     def _take_in(self, source: Source) -> IngestedFile:
         version = source.version()
+        if version.size == 0:
+            raise UnreadableFileError("file is empty: 0 bytes.")
         shard = f"{INGESTED}{self._table}-{self._name(source.digest())}"
-        if self._lake.commits(shard):
-            return IngestedFile(source.name, was_there=True)
-        drafts = Drafts(self._lake, self._table, shard, source.name)
+        if commits := commits_of(self._lake, shard):
+            return self._take_in_rest(source, commits)
         left_out = 0
-        try:
+        with Drafts(self._lake, self._table, shard, source.name) as drafts:
             for part in self._reader.read(source, self._request()):
                 left_out += part.left_out
                 drafts.add(self._concealed(pa.Table.from_batches([part.rows])))
@@ -174,10 +182,32 @@ class Intake:
             if source.version() != version:
                 raise UnreadableFileError("file was changed while it was being read.")
             drafts.finish()
-        except BaseException:
-            drafts.discard()
-            raise
         return self._list(source, drafts, left_out)
+
+    def _take_in_rest(self, source: Source, commits: list[Commit]) -> IngestedFile:
+        """Take in what was refused of a file for want of what is known by now."""
+        *before, last = (commit.shard for commit in commits)
+        self._forget_refused(*before)  # again, if a try was killed meanwhile
+        refused, known = commits[-1].refused, self._terms.known
+        found = IngestedFile(source.name, was_there=True, still_refused=refused)
+        if not refused or known is None:
+            return found
+        shard = later_shard(commits)
+        with Drafts(self._lake, self._table, shard, source.name) as drafts:
+            for rows in judged_again(self._lake, self._table, last, known):
+                drafts.add(rows)
+            drafts.finish()
+        if not drafts.accepted:
+            self._forget_refused(shard)
+            return found
+        if not self._enlist(drafts):
+            return found
+        self._forget_refused(last)
+        return found._replace(accepted=drafts.accepted, still_refused=drafts.refused)
+
+    def _forget_refused(self, *shards: str) -> None:
+        for shard in shards:
+            self._lake.delete_folder(quarantine_of(self._table, shard))
 
     def _list(self, source: Source, drafts: Drafts, left_out: int) -> IngestedFile:
         """Commit what was drafted of a file, if not too much of it was refused."""
@@ -193,13 +223,18 @@ class Intake:
             return found._replace(accepted=0, reason=reason, is_over_limit=True)
         if drafts.refused and not drafts.accepted:
             # Not listed, for what is wrong may be mended here: an experiment is unknown.
-            reason = f"every row is refused: {next(iter(rules))}"
+            reason = f"every row of {drafts.refused:,} is refused."
             return found._replace(reason=reason)
+        is_new = self._enlist(drafts)
+        return found if is_new else IngestedFile(source.name, was_there=True)
+
+    def _enlist(self, drafts: Drafts) -> bool:
+        """List what was drafted; False where another has done so meanwhile."""
         try:
             self._lake.enlist(drafts.commit())
         except OverlapError:
-            return IngestedFile(source.name, was_there=True)
-        return found
+            return False
+        return True
 
     def _request(self) -> Request:
         now_ms = self._terms.now_ms or time.time_ns() // 1_000_000
@@ -211,10 +246,14 @@ class Intake:
         """What a file's commit is called.
 
         Events of one file may be of several kinds, a mapping each, and count once by their
-        ids; decisions of one file are the same whatever the mapping.
+        ids. Of a decision the first row counts, so another mapping could not correct it:
+        only whose they are, and which of them are meant, makes other decisions of a file.
         """
         mapping = self._terms.mapping
-        if self._table == "decisions" or mapping == AS_OURS:
+        if self._table == "decisions":
+            whose = {k: v for k, v in mapping.columns.items() if k == "tenant_id"}
+            mapping = mapping.model_copy(update={"columns": whose})
+        if mapping == AS_OURS:
             return digest
         told = digest + mapping.model_dump_json(exclude_defaults=True)
         return blake2b(told.encode(), digest_size=12).hexdigest()
@@ -228,5 +267,8 @@ class Intake:
 
     def _note(self, source: Source, reason: str) -> None:
         note = pa.table({"source": [source.name], "reason": [reason]})
+        write_quarantine(self._lake, self._note_of(source), note)
+
+    def _note_of(self, source: Source) -> str:
         name = blake2b(source.name.encode(), digest_size=12).hexdigest()
-        write_quarantine(self._lake, f"{self._table}/{name}-file.parquet", note)
+        return f"quarantine/{self._table}/{name}-file.parquet"

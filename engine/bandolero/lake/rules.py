@@ -37,6 +37,12 @@ MODES = ("explore", "holdout", "fixed", "fallback")
 KEPT_FROM_VIEW = "unit"
 """The column whose values are told to nobody, refused ones neither."""
 
+UNKNOWN = {
+    "experiment_id": "must be an experiment of its tenant.",
+    "variant_id": "must be a variant of its experiment.",
+}
+"""What may be mended here, by applying it; looked at last."""
+
 _IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _TEXT = r'"[^"\\\x00-\x1f]*"'
 _NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
@@ -71,7 +77,7 @@ def broken_cells(table: str, rows: pa.RecordBatch, checks: Checks) -> Iterator[B
         else _event_cells(rows, checks)
     )
     if checks.known is not None:
-        yield from _unknown(rows, checks.known)
+        yield from unknown_cells(rows, checks.known)
 
 
 def _decision_cells(rows: pa.RecordBatch, checks: Checks) -> Iterator[Broken]:
@@ -103,15 +109,15 @@ def _event_cells(rows: pa.RecordBatch, checks: Checks) -> Iterator[Broken]:
     yield Broken(
         "at_ms", "must not be before the decision.", _bools(early), rows["at_ms"]
     )
-    rule = "must be >= 0: a refund or a retract takes back."
+    rule = f"must lie between 0 and {MAX_MICROS}: a refund or a retract takes back."
     yield _outside(rows, "value_micros", 0, MAX_MICROS, rule)
     is_retract = pc.equal(rows["type"], "retract")
     odd = pc.xor(is_retract.fill_null(False), rows["retracts"].is_valid())
     rule = "must name an event_id in a retract, and only there."
     yield Broken("retracts", rule, _bools(odd), rows["retracts"])
-    no_gain = pc.equal(rows["value_micros"], 0)
-    odd = pc.and_kleene(pc.equal(rows["type"], "refund"), no_gain)
-    rule = "must be > 0 in a refund, which subtracts."
+    no_value = pc.equal(rows["value_micros"].fill_null(0), 0)
+    odd = pc.and_kleene(pc.equal(rows["type"], "refund"), no_value)
+    rule = "must be given and > 0 in a refund, which subtracts."
     yield Broken("value_micros", rule, _bools(odd), rows["value_micros"])
 
 
@@ -209,14 +215,13 @@ def _odd_probabilities(rows: pa.RecordBatch) -> Iterator[Broken]:
         yield Broken(name, rule, mask, rows[name])
 
 
-def _unknown(rows: pa.RecordBatch, known: Known) -> Iterator[Broken]:
+def unknown_cells(rows: pa.RecordBatch, known: Known) -> Iterator[Broken]:
     """Experiments that nobody has applied, and variants that these do not have."""
     names = pc.binary_join_element_wise(rows["tenant_id"], rows["experiment_id"], "/")
     coded = names.dictionary_encode()
     there = [name in known for name in coded.dictionary.to_pylist()]
     odd = pc.invert(pa.array(there, pa.bool_()).take(coded.indices))
-    rule = "must be an experiment of its tenant."
-    yield Broken("experiment_id", rule, _bools(odd), rows["experiment_id"])
+    yield _not_known("experiment_id", odd, rows)
     if "variant_id" not in rows.schema.names:
         return
     full = pc.binary_join_element_wise(names, rows["variant_id"], "/")
@@ -224,8 +229,11 @@ def _unknown(rows: pa.RecordBatch, known: Known) -> Iterator[Broken]:
     pairs = [name.rpartition("/") for name in coded.dictionary.to_pylist()]
     there = [v in known.get(name, frozenset((v,))) for name, _, v in pairs]
     odd = pc.invert(pa.array(there, pa.bool_()).take(coded.indices))
-    rule = "must be a variant of its experiment."
-    yield Broken("variant_id", rule, _bools(odd), rows["variant_id"])
+    yield _not_known("variant_id", odd, rows)
+
+
+def _not_known(name: str, odd: pa.Array, rows: pa.RecordBatch) -> Broken:
+    return Broken(name, UNKNOWN[name], _bools(odd), rows[name])
 
 
 def _floats(values: pa.Array, instead: float) -> np.ndarray:

@@ -23,6 +23,13 @@ PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 CHUNK_BYTES = 4 << 20
 
 
+class Version(NamedTuple):
+    """How large a file is, and when it was last changed."""
+
+    size: int
+    changed_ns: int
+
+
 class Source(NamedTuple):
     """A file: what it is called, where it is, how it is read, or why it is not.
 
@@ -42,8 +49,8 @@ class Source(NamedTuple):
             return fs.LocalFileSystem()
         return fs.FileSystem.from_uri(self.base)[0]
 
-    def version(self) -> tuple[int, int]:
-        """Its size in bytes and when it was last changed, in nanoseconds.
+    def version(self) -> Version:
+        """What changes when it does.
 
         Raises
         ------
@@ -52,8 +59,8 @@ class Source(NamedTuple):
         """
         info = self.filesystem.get_file_info(self.path)
         if info.type != fs.FileType.File:
-            raise FileNotFoundError(f"{self.name} is not there, or no file.")
-        return info.size, info.mtime_ns or 0
+            raise FileNotFoundError("is not there, or no file.")
+        return Version(info.size, info.mtime_ns or 0)
 
     def digest(self) -> str:
         """The hash of its bytes: the same under whatever name."""

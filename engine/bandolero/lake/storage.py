@@ -67,6 +67,11 @@ class Storage:
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.root}/{path}")
 
+    def delete_folder(self, path: str) -> None:
+        """Delete a folder and all in it, if it is there."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_dir(f"{self.root}/{path}")
+
 
 def _write_durably(path: Path, data: bytes, root: Path, *, anew: bool) -> None:
     """Draft a file beside its place, put it there, and sync it with its folders."""
