@@ -186,3 +186,15 @@ def told(worker: Worker, events: list[dict[str, Any]]) -> None:
     judged = desk.judge("acme", desk.read(body))
     assert judged.accepted == len(events)
     worker.writer.told(judged.rows, lambda _: None)
+
+
+def test_a_context_is_told_as_it_was_understood(worker: Worker, lake: Lake) -> None:
+    """An object of the declared fields, as the policy saw them; none where none is declared."""
+    schema = [{"name": "device", "kind": "categorical", "levels": ["tv"]}]
+    worker.put(experiment("hats", context=schema))
+    worker.put(experiment("caps"))
+    hats = worker.decide("hats", context={"device": "radio", "x": 1})
+    caps = worker.decide("caps", context={"device": "tv"})
+    worker.writer.stop()
+    assert explained(worker, lake, hats)["context"] == {"device": "other"}
+    assert explained(worker, lake, caps)["context"] is None

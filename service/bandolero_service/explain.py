@@ -64,7 +64,7 @@ def explain(
         "variant": row["variant_id"],
         "decided_at": _time(row["decided_at_ms"]),
         "unit": row["unit"],
-        "context": row["context"],
+        "context": None if row["context"] is None else json.loads(row["context"]),
         "snapshot_version": row["snapshot_version"],
         "spec_version": row["spec_version"],
         "engine_version": row["engine_version"],

@@ -175,7 +175,7 @@ class ExplainedDecision(TypedDict):
     variant: str
     decided_at: str
     unit: str | None
-    context: str | None
+    context: dict[str, Any] | None
     snapshot_version: int
     spec_version: int
     engine_version: str
