@@ -196,7 +196,7 @@ class Running:
             answer = connection.getresponse()
             content = answer.read()
         found = {name.lower(): value for name, value in answer.getheaders()}
-        if found.get("content-type", "").startswith("application/json"):
+        if content and found.get("content-type", "").startswith("application/json"):
             return Answer(answer.status, json.loads(content), found)
         return Answer(answer.status, content, found)
 

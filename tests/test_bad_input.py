@@ -280,14 +280,14 @@ def test_a_bad_specification_is_refused_with_every_fault(caps: Running) -> None:
     ("raw", "status"),
     [
         (b"{", 400),
-        (b"", 422),
+        (b"", 400),
         (b"[]", 422),
         (b"\xff\xfe", 400),
         (b'{"experiment":"odd","variants":' + DEEP + b"}", 400),
-        (b'{"experiment":"odd","variants":[{"id":"v","attributes":{"a":NaN}}]}', 422),
+        (b'{"experiment":"odd","variants":[{"id":"v","attributes":{"a":NaN}}]}', 400),
         (
             b'{"experiment":"odd","variants":[{"id":"v","creative":{"a":"\\ud800"}}]}',
-            422,
+            400,
         ),
         (b'{"experiment":"other","variants":[{"id":"v"}]}', 422),
         (b'{"experiment":"odd/../x","variants":[{"id":"v"}]}', 422),

@@ -2,11 +2,11 @@
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from reprlib import Repr
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from bandolero.policy_specs import Fault
 
@@ -82,15 +82,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def faults_of(error: ValidationError, document: str) -> list[Fault]:
+def faults_of(items: Iterable[Mapping[str, Any]], document: str) -> list[Fault]:
     """Faults that pydantic found, in our grammar: name == value, must be rule.
 
     `document` stands for what has no name: the whole of it.
     """
-    return [_fault(dict(item), document) for item in error.errors()]
+    return [_fault(item, document) for item in items]
 
 
-def _fault(item: dict[str, Any], document: str) -> Fault:
+def _fault(item: Mapping[str, Any], document: str) -> Fault:
     field = _field_name(item["loc"])
     rule = re.sub(r"^\w+ should | after validation", "", str(item["msg"]))
     kind = item["type"]

@@ -334,7 +334,7 @@ def parse_experiment(raw: object) -> Experiment:
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        faults = faults_of(error, "experiment file")
+        faults = faults_of(map(dict, error.errors()), "experiment file")
     if isinstance(raw, Mapping):
         faults += _cross_faults(cast("Mapping[str, Any]", raw))
     if experiment is not None:

@@ -119,5 +119,14 @@ def unknown_segment(field: str, fields: Iterable[str]) -> ApiError:
 
 def invalid_experiment(faults: Sequence[Fault]) -> ApiError:
     """A specification with faults, all of them listed."""
+    return _invalid("invalid_experiment", faults)
+
+
+def invalid_request(faults: Sequence[Fault]) -> ApiError:
+    """A path or a query with faults, all of them listed."""
+    return _invalid("invalid_request", faults)
+
+
+def _invalid(code: str, faults: Sequence[Fault]) -> ApiError:
     message = faults[0].message if len(faults) == 1 else f"{len(faults)} faults."
-    return ApiError(422, "invalid_experiment", message, faults[0].field, faults)
+    return ApiError(422, code, message, faults[0].field, faults)

@@ -6,13 +6,14 @@ faster; what is written is also a control fact in the log.
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from bandolero.experiment import (
     Experiment,
     ExperimentRecord,
+    Fault,
     Identifier,
     InvalidExperimentError,
     Status,
@@ -151,6 +152,30 @@ def acted(record: ExperimentRecord, action: Action) -> ExperimentRecord:
     return record.model_copy(update={"status": status, "started_at_ms": started})
 
 
+def variant_added(record: ExperimentRecord, raw: dict[str, Any]) -> ExperimentRecord:
+    """The record with one more variant, as its author wrote it.
+
+    Raises
+    ------
+    ApiError
+        409 where its id is taken, or the experiment stopped; 422 with every fault, each by
+        the variant's own field.
+    """
+    if raw.get("id") in record.spec.variant_ids:
+        message = f"id == {raw['id']!r}, must be new: there is a variant of this id."
+        raise ApiError(409, "variant_exists", message, "id")
+    whole = record.spec.model_dump(mode="json")
+    place = f"variants[{len(whole['variants'])}]."
+    whole["variants"].append(raw)
+    try:
+        spec = parse_experiment(whole)
+    except InvalidExperimentError as error:
+        own = [Fault(*(text.removeprefix(place) for text in f)) for f in error.faults]
+        raise invalid_experiment(own) from None
+    _check_change(record, spec)
+    return record.model_copy(update={"spec": spec})
+
+
 def variant_acted(
     record: ExperimentRecord, variant_id: str, action: VariantAction
 ) -> ExperimentRecord:
@@ -173,7 +198,12 @@ def variant_acted(
 
 
 def _check_change(old: ExperimentRecord, spec: Experiment) -> None:
-    """What may not change once data are being collected."""
+    """What may not change once data are being collected, and once they are not any more."""
+    if old.status == "stopped" and len(spec.variants) > len(old.spec.variants):
+        message = (
+            f"experiment == {old.experiment_id!r} is stopped, gets no new variants."
+        )
+        raise ApiError(409, "experiment_stopped", message, "experiment")
     if old.started_at_ms is None:
         return
     for field in ("objective", "context", "policy"):

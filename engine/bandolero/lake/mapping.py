@@ -93,7 +93,7 @@ def load_mapping(text: bytes, table: str) -> Mapping:
     except UnreadableDocumentError as error:
         raise InvalidMappingError(str(error)) from None
     except ValidationError as error:
-        raise _refused(faults_of(error, "mapping")) from None
+        raise _refused(faults_of(map(dict, error.errors()), "mapping")) from None
     faults = [
         fault
         for ours, column in mapping.columns.items()

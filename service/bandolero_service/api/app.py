@@ -1,5 +1,7 @@
 """The application: wiring, errors, the OpenAPI document; nothing else."""
 
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -8,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from bandolero import __version__
+from bandolero.documents import faults_of
 from bandolero_service.api.access import Access
 from bandolero_service.api.control import audit_routes, control_routes
 from bandolero_service.api.data_plane import DataPlane
@@ -17,7 +20,7 @@ from bandolero_service.api.openapi import with_data_plane
 from bandolero_service.api.privacy import privacy_routes
 from bandolero_service.api.reports import report_routes
 from bandolero_service.api.trackers import tracker_routes
-from bandolero_service.errors import ApiError, store_down
+from bandolero_service.errors import ApiError, invalid_request, store_down
 from bandolero_service.metrics import FAULTS, REFUSED, count
 from bandolero_service.rates import Limiter
 from bandolero_service.report_process import ReportProcess
@@ -26,6 +29,7 @@ from bandolero_service.settings import Settings
 from bandolero_service.store import Store, StoreDownError
 from bandolero_service.trackers import Trackers
 
+_NO_ROUTE = "no route has this path, /docs lists all"
 TAGS = ("data plane", "experiments", "reports", "privacy", "operations")
 
 
@@ -42,6 +46,7 @@ def create_app(
         title="Bandolero",
         version=__version__,
         description="Which creative to show, what it earned, and how sure we are.",
+        redirect_slashes=False,  # a redirect names the host that the client named
         max_body_size=settings.max_body_bytes,
         openapi_tags=[{"name": name} for name in TAGS],
     )
@@ -79,22 +84,16 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(_request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:])
-        status = 400 if first["type"] == "json_invalid" else 422
-        code = "malformed_json" if status == 400 else "invalid_request"
-        count(REFUSED, code)
-        message = f"{field or 'body'}: {first['msg']}."
-        return JSONResponse(
-            ApiError(status, code, message, field or None).body(), status
-        )
+        items = [_unplaced(item) for item in error.errors()]
+        return refused(_request, invalid_request(faults_of(items, "request")))
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
         code = codes.get(error.status_code, "refused")
         count(REFUSED, code)
-        body = ApiError(error.status_code, code, f"{error.detail}.").body()
+        detail = error.detail if code != "not_found" else _NO_ROUTE
+        body = ApiError(error.status_code, code, f"{detail}.").body()
         headers = error.headers
         if error.status_code == 405:  # the framework names those of one route only
             headers = {"allow": ", ".join(_methods(app, request))}
@@ -105,6 +104,16 @@ def _handle_errors(app: FastAPI) -> None:
         count(FAULTS)
         body = ApiError(500, "internal", "something failed on our side.").body()
         return JSONResponse(body, 500)
+
+
+def _unplaced(item: dict[str, Any]) -> dict[str, Any]:
+    """A fault of a path or a query, by the name alone.
+
+    A path may hold a unit, so nothing of it is repeated.
+    """
+    place, *name = item["loc"]
+    given = "…" if place == "path" else item["input"]
+    return {**item, "loc": tuple(name), "input": given}
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:

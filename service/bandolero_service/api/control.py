@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 
 from bandolero.experiment import ExperimentRecord
 from bandolero_service import trail
@@ -13,6 +13,7 @@ from bandolero_service.api.answers import (
     ShownExperiment,
     answers,
 )
+from bandolero_service.api.bodies import JsonObject
 from bandolero_service.api.gate import Caller
 from bandolero_service.experiments import (
     Action,
@@ -24,6 +25,7 @@ from bandolero_service.experiments import (
     records_of,
     required_record,
     variant_acted,
+    variant_added,
 )
 from bandolero_service.store import Store
 
@@ -41,8 +43,8 @@ def control_routes(store: Store, access: Access) -> APIRouter:
     )
     def put(
         experiment_id: str,
-        body: Annotated[dict[str, Any], Body(description="design: experiment file")],
         caller: Admin,
+        body: JsonObject,
         response: Response,
         if_match: Annotated[str | None, Header()] = None,
     ) -> dict[str, Any]:
@@ -75,18 +77,18 @@ def control_routes(store: Store, access: Access) -> APIRouter:
     )
     def add_variant(
         experiment_id: str,
-        body: Annotated[dict[str, Any], Body()],
         caller: Admin,
+        body: JsonObject,
         response: Response,
     ) -> dict[str, Any]:
-        def added(record: ExperimentRecord) -> ExperimentRecord:
-            raw = record.spec.model_dump(mode="json")
-            raw["variants"].append(body)
-            spec = checked_spec(raw, caller.tenant, experiment_id)
-            return record.model_copy(update={"spec": spec})
-
-        author = access.author(caller)
-        record = change(store, author, caller.tenant, experiment_id, "variant", added)
+        record = change(
+            store,
+            access.author(caller),
+            caller.tenant,
+            experiment_id,
+            "variant",
+            lambda old: variant_added(old, body),
+        )
         return _shown(record, response)
 
     @router.post(

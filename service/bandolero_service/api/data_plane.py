@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bandolero_service.api.bodies import refuse_encoded
 from bandolero_service.api.gate import Gate
 from bandolero_service.api.one_write import OneWrite
 from bandolero_service.api.request_ids import REQUEST_ID, Traced, given_id, new_id
@@ -38,6 +39,7 @@ from bandolero_service.writer import LogWriter
 
 MAX_BATCH = 1000
 LATENCY_BOUNDS_US = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000)
+CONTENT_ENCODING = b"content-encoding"
 _JSON = (b"content-type", b"application/json")
 Headers = Sequence[tuple[bytes, bytes]]
 log = logging.getLogger(__name__)
@@ -112,6 +114,8 @@ class DataPlane:
                 key = await self._check(scope, header, route[0])
             if key.rate:
                 more = self._metered(key)
+            if CONTENT_ENCODING in given:
+                refuse_encoded(given[CONTENT_ENCODING].decode("latin-1"))
             message = await receive()
             body = message.get("body", b"")
             if message.get("more_body", False) or len(body) > self._max_body_bytes:

@@ -59,12 +59,18 @@ def health_routes(health: Health, metrics: Metrics) -> APIRouter:
     """Routes that tell how a worker is, to whoever asks."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/healthz")
+    @router.head("/healthz", include_in_schema=False)
+    @router.get("/healthz", summary="Whether a worker answers")
     async def healthz() -> dict[str, str]:
         """The loop answers."""
         return {"status": "ok"}
 
-    @router.get("/readyz", responses={503: {"description": "Not ready, and why"}})
+    @router.head("/readyz", include_in_schema=False)
+    @router.get(
+        "/readyz",
+        summary="Whether a worker can decide",
+        responses={503: {"description": "Not ready, and why"}},
+    )
     def readyz(response: Response) -> dict[str, Any]:
         """Whether the worker can decide, and how fresh what it knows is."""
         reason = health.reason
@@ -72,7 +78,8 @@ def health_routes(health: Health, metrics: Metrics) -> APIRouter:
         status = {"status": "ready"} if reason is None else _not_ready(reason)
         return status | _freshness(health) | _of_store(health)
 
-    @router.get("/metrics", response_class=Response)
+    @router.head("/metrics", include_in_schema=False)
+    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     def tell_metrics(request: Request) -> Response:
         """Prometheus metrics of all processes of this machine."""
         text, content_type = metrics(request.headers.get("accept", ""))

@@ -10,11 +10,13 @@ from bandolero_service.decide import DecideRequest
 from bandolero_service.events import MAX_EVENTS, Event
 
 _REF = "#/components/schemas/{}"
+_SPEC = "/v1/experiments/{experiment_id}"
 _ERRORS = {
     "400": "The body is not JSON",
     "401": "No valid key",
     "403": "The key lacks the scope",
     "413": "The body is too large",
+    "415": "The body is encoded",
     "422": "A field breaks its rule",
     "429": "Too often; Retry-After says when",
 }
@@ -33,6 +35,8 @@ def with_data_plane(document: dict[str, Any]) -> dict[str, Any]:
         "key": {"type": "http", "scheme": "bearer"}
     }
     paths = document["paths"]
+    paths[_SPEC]["put"]["requestBody"] = _holding(_ref("Experiment"))
+    paths[f"{_SPEC}/variants"]["post"]["requestBody"] = _holding(_ref("Variant"))
     for path, operations in paths.items():
         for operation in operations.values() if path.startswith("/v1/") else ():
             if path.startswith("/v1/t/"):
@@ -57,10 +61,6 @@ def with_data_plane(document: dict[str, Any]) -> dict[str, Any]:
         "202",
         ("503",),
     )
-    spec = paths["/v1/experiments/{experiment_id}"]["put"]["requestBody"]
-    spec["content"]["application/json"]["schema"] = _ref("Experiment")
-    variant = paths["/v1/experiments/{experiment_id}/variants"]["post"]["requestBody"]
-    variant["content"]["application/json"]["schema"] = _ref("Variant")
     return document
 
 
@@ -71,7 +71,7 @@ def _say_key_and_errors(operation: dict[str, Any]) -> None:
     operation["security"] = [{"key": []}]
     codes = ["401", "403", "404", "409", "422", "429", "503"]
     if "requestBody" in operation:
-        codes += ["400", "413"]
+        codes += ["400", "413", "415"]
     operation["responses"] |= {
         code: _error(_ERRORS.get(code, "Refused")) for code in codes
     }
@@ -92,16 +92,19 @@ def _post(
             "tags": ["data plane"],
             "summary": summary,
             "security": [{"key": []}],
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": body}},
-            },
+            "requestBody": _holding(body),
             "responses": {
                 status: {"description": "Done", "content": content},
                 **errors,
             },
         }
     }
+
+
+def _holding(schema: dict[str, Any]) -> dict[str, Any]:
+    """A body of JSON."""
+    content = {"application/json": {"schema": schema}}
+    return {"required": True, "content": content}
 
 
 def _error(description: str) -> dict[str, Any]:

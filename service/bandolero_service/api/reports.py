@@ -4,11 +4,13 @@ from datetime import date
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from bandolero_service.api.access import Access, admin, report
 from bandolero_service.api.answers import ExplainedDecision, ShownReport, answers
 from bandolero_service.api.gate import Caller
+from bandolero_service.errors import ApiError
 from bandolero_service.report_process import (
     AskedDecision,
     AskedReport,
@@ -37,10 +39,39 @@ _EPOCH = date(1970, 1, 1)
 
 def _iso(given: object) -> date:
     """A date as ISO writes it, and no other way: a number is none."""
-    return date.fromisoformat(str(given))
+    try:
+        return date.fromisoformat(str(given))
+    except ValueError:
+        rule = "Date should be written as 2026-11-22"
+        raise PydanticCustomError("date", rule) from None
 
 
 IsoDate = Annotated[date, BeforeValidator(_iso)]
+
+
+class ReportQuery(BaseModel):
+    """What a report is asked for; what it cannot be asked for is refused by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: ReportFormat = "json"
+    segment: Annotated[str | None, Field(description=_BY)] = None
+    from_: Annotated[IsoDate | None, Field(alias="from")] = None
+    to: IsoDate | None = None
+
+    @property
+    def days(self) -> tuple[int | None, int | None]:
+        """The first day and the last, as rollups count them.
+
+        Raises
+        ------
+        ApiError
+            422 where the last is before the first.
+        """
+        if self.from_ is not None and self.to is not None and self.to < self.from_:
+            message = f"to == '{self.to}', must not be before from == '{self.from_}'."
+            raise ApiError(422, "invalid_request", message, "to")
+        return _day(self.from_), _day(self.to)
 
 
 def report_routes(reports: ReportProcess, access: Access) -> APIRouter:
@@ -55,16 +86,12 @@ def report_routes(reports: ReportProcess, access: Access) -> APIRouter:
         responses={200: {"model": ShownReport, "content": _OTHER_FORMATS}},
     )
     async def get_report(
-        experiment_id: str,
-        caller: Reader,
-        format: ReportFormat = "json",  # noqa: A002  # the contract's name
-        segment: Annotated[str | None, Query(description=_BY)] = None,
-        from_: Annotated[IsoDate | None, Query(alias="from")] = None,
-        to: IsoDate | None = None,
+        experiment_id: str, caller: Reader, query: Annotated[ReportQuery, Query()]
     ) -> Response:
-        days = _day(from_), _day(to)
-        asked = AskedReport(caller.tenant, experiment_id, format, *days, segment)
-        return Response(await reports.ask(asked), media_type=MEDIA[format])
+        asked = AskedReport(
+            caller.tenant, experiment_id, query.format, *query.days, query.segment
+        )
+        return Response(await reports.ask(asked), media_type=MEDIA[query.format])
 
     @router.get(
         "/decisions/{decision_id}",
