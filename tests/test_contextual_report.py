@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from bandolero.inference.sample_ratio import sample_ratio_by_moments
 from bandolero.report.html import to_html
+from bandolero.report.tabular import to_json
 from bandolero.report.text import to_text
-from report_cases import has_note, report_of
+from report_cases import busy_report, has_note, report_of
 from strategies import Row
 from test_contextual import (
     DESKTOP,
@@ -72,6 +74,33 @@ def test_report_compares_what_all_requests_would_earn() -> None:
     assert one.mean == pytest.approx(0.2, abs=0.04)
     assert "all requests (95 % interval)" in to_text(report)
     assert "Mark: rate if all requests saw it." in to_html(report)
+
+
+def test_a_corrected_p_value_says_so() -> None:
+    """Three variants tested one by one have a p-value three times the plain one, and every
+    format says what it is corrected for; two variants are one test, with the plain one."""
+    expected, variance = (
+        np.array([500.0, 300.0, 200.0]),
+        np.array([250.0, 200.0, 150.0]),
+    )
+    three = sample_ratio_by_moments(np.array([520, 290, 190]), expected, variance)
+    assert (three.chi2, three.n_tests) == (1.6, 3)
+    assert three.p_value == pytest.approx(3 * chi2.sf(1.6, 1))
+    two = sample_ratio_by_moments(
+        np.array([510, 490]), np.full(2, 500.0), np.full(2, 250.0)
+    )
+    assert two.n_tests == 1
+    assert two.p_value == pytest.approx(chi2.sf(0.4, 1))
+
+    spec = spec_of()
+    fold = folded(spec, simulated(1), [], [])
+    report = report_of(record_of(spec), *fold.epochs.values())
+    assert to_json(report)["sample_ratio"]["strata"][0]["n_tests"] == 3
+    assert "p = 0.42, corrected for 3 variants)" in to_text(report)
+    page = to_html(report)
+    assert "0.42<span" in page
+    assert page.count('<span class="small">corrected for 3 variants</span>') == 2
+    assert "corrected for" not in to_html(busy_report())
 
 
 def test_intervals_cover() -> None:

@@ -347,7 +347,7 @@ def test_a_fixed_split_is_the_textbook_test() -> None:
     cut = sample_ratio(
         np.array([[100, 50, 50], [0, 0, 0], [420, 240, 140]]), np.tile(shares, (3, 1))
     )
-    assert cut[:4] == pytest.approx(whole[:4])
+    assert cut[:5] == pytest.approx(whole[:5])
 
 
 def test_float32_probabilities_will_do() -> None:
@@ -361,7 +361,7 @@ def test_traffic_in_an_impossible_arm_is_a_mismatch() -> None:
     """A single decision for an arm of probability 0 is enough."""
     e = np.array([[0.5, 0.5, 0.0]])
     result = sample_ratio(np.array([[500, 500, 1]]), e)
-    assert result == SampleRatio(math.inf, 0, 0.0, math.inf, "mismatch")
+    assert result == SampleRatio(math.inf, 0, 0.0, 1, math.inf, "mismatch")
     assert sample_ratio(np.array([[500, 500, 0]]), e).verdict == "ok"
 
 

@@ -299,6 +299,6 @@ def test_traffic_is_told_by_day_or_by_epochs() -> None:
 
 def test_evidence_is_the_number_that_condemns() -> None:
     """A mismatch found by the e-value alone is told by the e-value."""
-    stratum = Stratum("explore", 9000, 6.0, 2, 0.05, 9.0, "mismatch")
+    stratum = Stratum("explore", 9000, 6.0, 2, 0.05, 1, 9.0, "mismatch")
     assert evidence(stratum) == "e-value > 1,000"
     assert evidence(replace(stratum, p_value=1e-9)) == "p < 0.0001"

@@ -33,6 +33,8 @@ class SampleRatio(NamedTuple):
         Chi-square, its degrees of freedom and upper tail, right at one look fixed
         beforehand. p_value is nan where df == 0; chi2 is inf and p_value 0 where an arm
         of probability 0 was drawn.
+    n_tests
+        How many tests the p-value is corrected for; 1 where all arms are tested together.
     log_e_value
         Log of the evidence against the logged split, right at any number of looks.
     verdict
@@ -42,6 +44,7 @@ class SampleRatio(NamedTuple):
     chi2: float
     df: int
     p_value: float
+    n_tests: int
     log_e_value: float
     verdict: Verdict
 
@@ -70,12 +73,12 @@ def sample_ratio(counts: Ints, probabilities: Floats) -> SampleRatio:
     Examples
     --------
     >>> sample_ratio(np.array([[500, 500], [90, 910]]), np.array([[0.5, 0.5], [0.1, 0.9]]))
-    SampleRatio(chi2=0.29..., df=1, p_value=0.58..., log_e_value=-..., verdict='ok')
+    SampleRatio(chi2=0.29..., df=1, p_value=0.58..., n_tests=1, log_e_value=-..., verdict='ok')
     """
     seen = counts.sum(axis=1) > 0
     n, e = counts[seen].astype(np.float64), probabilities[seen].astype(np.float64)
     if (n[e <= 0.0] > 0.0).any():
-        return SampleRatio(np.inf, 0, 0.0, np.inf, "mismatch")
+        return SampleRatio(np.inf, 0, 0.0, 1, np.inf, "mismatch")
     e = e / e.sum(axis=1, keepdims=True)
     chi2, df = _chi_square(n, e)
     p_value = float(chdtrc(df, chi2)) if df else np.nan
@@ -83,7 +86,7 @@ def sample_ratio(counts: Ints, probabilities: Floats) -> SampleRatio:
     verdict: Verdict = "ok" if df else "too few"
     if p_value < P_VALUE_MIN or log_e_value > LOG_E_VALUE_MAX:
         verdict = "mismatch"
-    return SampleRatio(chi2, df, p_value, log_e_value, verdict)
+    return SampleRatio(chi2, df, p_value, 1, log_e_value, verdict)
 
 
 def sample_ratio_by_moments(
@@ -92,7 +95,8 @@ def sample_ratio_by_moments(
     """The same test where every decision had probabilities of its own.
 
     Of each arm's count against the sum of its probabilities; the p-value is the smallest
-    arm's times the number of arms tested (Bonferroni). Has no e-value (nan).
+    arm's times the number of arms tested (Bonferroni), but that of two arms, whose
+    surpluses are one number, is of one test. Has no e-value (nan).
 
     Parameters
     ----------
@@ -106,18 +110,19 @@ def sample_ratio_by_moments(
     >>> sample_ratio_by_moments(
     ...     np.array([530, 470]), np.array([500.0, 500.0]), np.array([250.0, 250.0])
     ... )
-    SampleRatio(chi2=3.6, df=1, p_value=0.11..., log_e_value=nan, verdict='ok')
+    SampleRatio(chi2=3.6, df=1, p_value=0.05..., n_tests=1, log_e_value=nan, verdict='ok')
     """
     if (counts[expected <= 0.0] > 0).any():
-        return SampleRatio(np.inf, 0, 0.0, np.inf, "mismatch")
+        return SampleRatio(np.inf, 0, 0.0, 1, np.inf, "mismatch")
     tested = variance >= EXPECTED_MIN
     if not tested.any():
-        return SampleRatio(0.0, 0, np.nan, np.nan, "too few")
+        return SampleRatio(0.0, 0, np.nan, 1, np.nan, "too few")
     squares = (counts[tested] - expected[tested]) ** 2 / variance[tested]
     chi2 = float(squares.max())
-    p_value = min(1.0, float(chdtrc(1, chi2)) * int(tested.sum()))
+    n_tests = 1 if np.count_nonzero(variance) == 2 else int(tested.sum())
+    p_value = min(1.0, float(chdtrc(1, chi2)) * n_tests)
     verdict: Verdict = "mismatch" if p_value < P_VALUE_MIN else "ok"
-    return SampleRatio(chi2, 1, p_value, np.nan, verdict)
+    return SampleRatio(chi2, 1, p_value, n_tests, np.nan, verdict)
 
 
 def _chi_square(n: Floats, e: Floats) -> tuple[float, int]:

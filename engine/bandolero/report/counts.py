@@ -151,6 +151,7 @@ def _stratum(mode: str, epochs: Sequence[Epoch]) -> Stratum:
         chi2=_finite(result.chi2),
         df=result.df,
         p_value=_finite(result.p_value),
+        n_tests=result.n_tests,
         log_e_value=_finite(result.log_e_value),
         verdict=result.verdict,
     )

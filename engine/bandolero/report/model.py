@@ -175,8 +175,10 @@ class Totals:
 class Stratum:
     """The sample-ratio check of one mode, or of all together (mode `combined`).
 
-    p_value: right at one look. log_e_value: right at any number of looks. None where
-    there is none, or where an arm of probability 0 was drawn (chi2, log_e_value).
+    p_value: right at one look, and corrected for `n_tests`: where a context decided, each
+    variant is tested alone, and chi2 and p_value are of the one that is furthest off.
+    log_e_value: right at any number of looks. None where there is none, or where a variant
+    of probability 0 was drawn (chi2, log_e_value).
     """
 
     mode: str
@@ -184,6 +186,7 @@ class Stratum:
     chi2: float | None
     df: int
     p_value: float | None
+    n_tests: int
     log_e_value: float | None
     verdict: Check
 

@@ -1,6 +1,7 @@
 """Numbers, times and column names as people read them; one wording for every format."""
 
 import math
+import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from bandolero.report.model import (
     Stratum,
 )
 
+TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""Bidirectional classes of the characters that turn what follows them around."""
+RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
 DAY_S = 86_400
 NONE = "–"
 
@@ -151,7 +155,40 @@ def brief(text: str, most: int = 60) -> str:
     >>> brief("mobile"), brief(""), brief("mobile", 4)
     ('mobile', '(empty)', 'mob…')
     """
-    return (text if len(text) <= most else f"{text[: most - 1]}…") or "(empty)"
+    shown = printable(text if len(text) <= most else f"{text[: most - 1]}…")
+    return isolated(shown) or "(empty)"
+
+
+def printable(text: str) -> str:
+    r"""A text that is not ours in one line; what drives terminals or turns text is marked.
+
+    Examples
+    --------
+    >>> printable("two\nlines"), printable("\x1b[31mred"), printable("\u202eevil")
+    ('two lines', '�[31mred', '�evil')
+    """
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isspace():
+        return " "
+    unfit = unicodedata.category(character) in {"Cc", "Cs"}
+    turning = unicodedata.bidirectional(character) in TURNING
+    return "\N{REPLACEMENT CHARACTER}" if unfit or turning else character
+
+
+def isolated(text: str) -> str:
+    r"""A text to stand amid others, whose order it leaves alone if it runs right to left.
+
+    Examples
+    --------
+    >>> isolated("sale"), isolated("\u05d7\u05d3\u05e9") == "\u2068\u05d7\u05d3\u05e9\u2069"
+    ('sale', True)
+    """
+    if any(unicodedata.bidirectional(c) in RIGHT_TO_LEFT for c in text):
+        return f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
+    return text
 
 
 def probability(value: float | None) -> str:
@@ -248,7 +285,14 @@ def evidence(stratum: Stratum) -> str:
     by_e_value = stratum.verdict == "mismatch" and (p is None or p >= P_VALUE_MIN)
     if p is None or by_e_value:
         return f"e-value {e_value(stratum.log_e_value)}"
-    return p_value(p)
+    corrected = correction(stratum)
+    return f"{p_value(p)}, {corrected}" if corrected else p_value(p)
+
+
+def correction(stratum: Stratum) -> str:
+    """What a p-value of one of several tests was corrected for; empty if of one."""
+    n = stratum.n_tests
+    return f"corrected for {amount(n, 'variant')}" if n > 1 else ""
 
 
 def names(items: Iterable[str], most: int = 5) -> str:

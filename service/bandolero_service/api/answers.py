@@ -51,13 +51,19 @@ class ShownObjective(TypedDict):
 
 
 class ShownStratum(TypedDict):
-    """The sample-ratio check of one mode, or of all."""
+    """The sample-ratio check of one mode, or of all.
+
+    p_value: right at one look, corrected for `n_tests` variants that were tested one by
+    one, as is done where a context decided: chi2 is then of the one furthest off.
+    log_e_value: right at any number of looks.
+    """
 
     mode: str
     decisions: int
     chi2: float | None
     df: int
     p_value: float | None
+    n_tests: int
     log_e_value: float | None
     verdict: str
 
