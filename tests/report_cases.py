@@ -1,6 +1,6 @@
 """Experiments and rollups to report on, small enough to add up by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,16 @@ def busy_report(*headlines: str, **spec: Any) -> Report:
     record = record_of(*(headlines or ("One", "Two")), **spec)
     n = len(record.spec.variants)
     return report_of(record, epoch([1000] * n, [20.0] * (n - 1) + [60.0]))
+
+
+def long_report(tails: Sequence[str], **given: Any) -> Report:
+    """A report of variants whose ids are as long as ids may be, and differ in their tails."""
+    ids = [f"{'spring-hero-2026-'.ljust(64 - len(tail), 'x')}{tail}" for tail in tails]
+    variants = [{"id": one, "creative": {"headline": "Sale " * 9}} for one in ids]
+    spec = given.pop("spec", {})
+    record = record_of(variants=variants, **spec)
+    n = len(tails)
+    return report_of(record, epoch([10_000] * n, [200.0] * (n - 1) + [600.0]), **given)
 
 
 def bandit_epochs(seed: int, n_epochs: int = 40, size: int = 250) -> list[Epoch]:

@@ -19,6 +19,7 @@ from bandolero.report.tabular import METADATA_KEY, to_csv, to_json, to_parquet
 from bandolero.report.text import to_text
 from report_cases import (
     busy_report,
+    long_report,
     record_of,
     report_of,
 )
@@ -73,6 +74,39 @@ def test_text_fits_its_width() -> None:
     assert "\x1b[" in to_text(report, colour=True)
 
 
+def test_text_keeps_numbers_beside_long_ids() -> None:
+    """Ids of 64 characters take more lines; heads and numbers are whole, in any width."""
+    report = long_report(["-a", "-b"])
+    for width in (100, 120):
+        text = to_text(report, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        for whole in (
+            "decisions",
+            "impressions",
+            "20,000",
+            "5.55 to 6.48 %",
+            "share now",
+        ):
+            assert whole in text
+    first = text.partition("──\n")[2].splitlines()
+    assert f"{first[0].split()[0]}{first[1].strip()}" == report.ranked[0].variant_id
+    narrow = to_text(report, width=60)
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 60
+
+
+def test_no_creative_turns_its_neighbours_around() -> None:
+    """What overrides the direction of text is shown, not obeyed; Hebrew is isolated."""
+    report = busy_report("\u202eevil", "חדש 2026")
+    page, text = to_html(report), to_text(report)
+    for shown in (page, text):
+        assert "\u202e" not in shown
+        assert "\N{REPLACEMENT CHARACTER}evil" in shown
+    assert "\u2068חדש 2026\u2069" in text
+    assert '<span class="creative" dir="auto">חדש 2026</span>' in page
+
+
 def test_html_escapes_creatives() -> None:
     """A creative's markup is shown as text; the page has no script and fetches nothing."""
     page = to_html(
@@ -91,13 +125,26 @@ def test_figures_are_svg_with_text() -> None:
     for draw in (rates_svg, lifts_svg, traffic_svg):
         svg = draw(report)
         assert len(svg) < 50_000
-        texts = [
-            element.text
-            for element in ET.fromstring(svg).iter()
-            if element.tag.endswith("text")
-        ]
+        texts = _texts(svg)
         assert "v1 (control)" in texts
-        assert any("(%)" in (text or "") for text in texts)
+        assert any("(%)" in text for text in texts)
+
+
+def _texts(svg: str) -> list[str]:
+    """What a drawing says."""
+    elements = ET.fromstring(svg).iter()
+    return [one.text or "" for one in elements if one.tag.endswith("text")]
+
+
+def test_figures_have_room_beside_long_ids() -> None:
+    """Labels are cut in the middle, and still tell one id from another."""
+    texts = _texts(rates_svg(long_report(["-a", "-b"])))
+    assert "Rate and 95 % credible interval" in texts
+    labels = [text for text in texts if "…" in text]
+    assert labels == ["spring-hero…xxxxxxxxxx-b", "spring-hero…xxxxxxxxxx-a (control)"]
+    alike = long_report(["-a" + "x" * 20, "-b" + "x" * 20])
+    labels = [text for text in _texts(rates_svg(alike)) if "…" in text]
+    assert labels == ["spring-her…#2…xxxxxxxxxx", "spring-her…#1…xxxxxxxxxx (control)"]
 
 
 def test_figures_are_the_same_from_many_threads() -> None:

@@ -239,7 +239,7 @@ def revoke_key(place: Place, key_id: str) -> None:
 
 def list_audit(place: Place, tenant: str | None) -> None:
     """A line an act."""
-    from bandolero.report.text import printable
+    from bandolero.report.wording import printable
 
     with place.store() as store:
         for line in trail.lines(store, tenant):

@@ -2,11 +2,13 @@
 
 Text stays text, colours are told apart by people who see few of them (Okabe and Ito
 2008), shapes say the same again, and the same report gives the same bytes. Labels are
-ids, never creatives: those may be long, or in a script that no font at hand has.
+ids, never creatives: those may be long, or in a script that no font at hand has. Long
+ids are cut, for figures have no other room.
 """
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 from threading import Lock
@@ -26,6 +28,8 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 AREAS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 AREAS_MAX = len(AREAS)
 OTHERS = "#C8C8C8"
+LABEL_MAX = 24
+"""Characters of an id in a label."""
 ROWS_MAX = 20
 """Rows of a figure; the control is always one of them."""
 LIFT_MAX = 3.0
@@ -109,17 +113,18 @@ def lifts_svg(report: Report) -> str:
         margin = 0.06 * (min(highest, LIFT_MAX) - lowest)
         ax.set_xlim(100 * (lowest - margin), 100 * (min(highest, LIFT_MAX) + margin))
         ax.xaxis.set_major_formatter(FuncFormatter(_signed))
-        ax.set_xlabel(f"lift over control {control} (%)")
+        ax.set_xlabel("lift over control (%)")
 
     title = f"Lift and {100 * report.credibility:g} % credible interval"
     return _svg(title, draw, _height(rows)) if len(rows) > 1 else ""
 
 
 def traffic_svg(report: Report) -> str:
-    """How the policy's decisions were shared out over time; empty if there are none."""
+    """How the policy shared out its decisions over time; empty if it had none to share."""
     stretches = np.array([stretch.decisions for stretch in report.traffic])
     # Where a context decided, a day is one stretch, and one stretch shows no change.
-    if stretches.sum() == 0 or (report.by_context and len(stretches) < 2):
+    alone = len(report.variants) == 1 or (report.by_context and len(stretches) < 2)
+    if stretches.sum() == 0 or alone:
         return ""
     days = [s.day for s in report.traffic if s.day is not None]
     order = np.argsort(-stretches.sum(axis=0), kind="stable")
@@ -220,10 +225,29 @@ def _name_rows(ax: Axes, report: Report, rows: Sequence[VariantRow]) -> None:
 
 
 def _label(report: Report, row: VariantRow) -> str:
+    short = _short_ids(report)[row.variant_id]
     if row.variant_id == report.control:
-        return f"{row.variant_id} (control)"
+        return f"{short} (control)"
     idle = f" ({row.status})" if row.status != "active" else ""
-    return f"{row.variant_id}{idle}"
+    return f"{short}{idle}"
+
+
+def _short_ids(report: Report) -> dict[str, str]:
+    """Ids cut in the middle to fit a label; those then alike get their place as well."""
+    ids = [row.variant_id for row in report.variants]
+    alike = Counter(map(_cut, ids))
+    return {
+        one: _cut(one) if alike[_cut(one)] == 1 else _cut(one, f"…#{place}…")
+        for place, one in enumerate(ids, 1)
+    }
+
+
+def _cut(variant_id: str, gap: str = "…") -> str:
+    """The start and the end of a long id."""
+    if len(variant_id) <= LABEL_MAX:
+        return variant_id
+    kept = LABEL_MAX - len(gap)
+    return f"{variant_id[: kept // 2]}{gap}{variant_id[kept // 2 - kept :]}"
 
 
 def _height(rows: Sequence[VariantRow]) -> float:

@@ -2,10 +2,12 @@
 
 import io
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +26,7 @@ from bandolero.report.verdict import split_sentence
 from bandolero.report.wording import Scale
 
 WIDTH = 120
-GAP, NAME_MIN, LEVEL_WIDTH = 3, 12, 20
+GAP, NAME_MIN, HEADLINE_MIN = 3, 12, 8
 STYLES = {"best": "bold green", "safe": "bold green", "mismatch": "bold red"}
 
 
@@ -34,7 +36,8 @@ def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     Parameters
     ----------
     width
-        Columns to fill; from 100 on nothing but headlines is shortened.
+        Columns to fill. Only headlines are shortened; ids take more lines, and numbers
+        where the columns are too few for them.
     colour
         Whether to use escape codes; only for a terminal.
     """
@@ -52,7 +55,7 @@ def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     console.print()
     console.print(Text(report.headline, style=STYLES.get(report.verdict, "bold")))
     console.print()
-    console.print(_counts(report))
+    console.print(_counts(report, width))
     console.print()
     console.print(_comparison(report, width))
     console.print(Text(_units(report), style="dim"))
@@ -61,7 +64,7 @@ def to_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
         _print_segment(console, report, report.segment, width)
     for table in report.metrics:
         console.print(Text(say.metric_title(report, table), style="bold"))
-        console.print(_metric(report, table))
+        console.print(_metric(report, table, width))
         console.print()
     console.print(Text(f"Sample ratio: {split_sentence(report.sample_ratio)}"))
     for note in report.notes:
@@ -86,18 +89,24 @@ def _subtitle(report: Report) -> str:
     return " · ".join(parts)
 
 
-def _counts(report: Report) -> Table:
+def _counts(report: Report, width: int) -> Table:
     """What was counted: a line a variant, and their sums."""
     scale = say.scale_for(report)
-    heads = ["decisions", "trials", "rewards", "rate", "pending"]
+    heads = ["status", "decisions", "trials", "rewards", "rate", "pending"]
     heads += ["share now", "impressions"]
     shown = len(heads) - (report.totals.impressions == 0)
-    table = _table(["variant", "status"], heads[:shown])
-    for row in report.ranked:
-        cells = _count_cells(row, scale, say.share(row.share_now))
-        table.add_row(_name(report, row), row.status, *cells[:shown])
+    lines = [
+        [row.status, *_count_cells(row, scale, say.share(row.share_now))][:shown]
+        for row in report.ranked
+    ]
+    sums = ["", *_count_cells(report.totals, scale, "")][:shown]
+    room = _room([heads[:shown], *lines, sums], width)
+    table = _table("variant", heads[:shown], room)
+    table.columns[1].justify = "left"
+    for row, line in zip(report.ranked, lines, strict=True):
+        table.add_row(_name(report, row), *line)
     table.add_section()
-    table.add_row("all", "", *_count_cells(report.totals, scale, "")[:shown])
+    table.add_row("all", *sums)
     return table
 
 
@@ -109,7 +118,7 @@ def _count_cells(row: VariantRow | Totals, scale: Scale, share_now: str) -> list
 
 
 def _comparison(report: Report, width: int) -> Table:
-    """What is believed: a line a variant, its headline cut to what room there is."""
+    """What is believed: a line a variant, its headline cut to the room beside its id."""
     scale = say.scale_for(report)
     percent = f"{100 * report.credibility:g} %"
     what = f"{percent} interval"
@@ -118,15 +127,22 @@ def _comparison(report: Report, width: int) -> Table:
     heads = [what, "P(best)", "P(> control)", "expected loss"]
     heads += [f"lift ({percent} interval)"]
     lines = [_belief_cells(report, scale, row) for row in report.ranked]
-    table = _table(["variant"], heads)
-    columns = zip(heads, *lines, strict=True)
-    taken = sum(max(map(cell_len, column)) + GAP for column in columns)
+    room = _room([heads, *lines], width)
+    table = _table("variant", heads, room)
     for row, line in zip(report.ranked, lines, strict=True):
         name = _name(report, row)
-        name.append(f"  {printable(row.headline)}", style="dim")
-        name.truncate(max(width - taken - GAP, NAME_MIN), overflow="ellipsis")
+        name.append(_headline(row, room - len(name) - 2), style="dim")
         table.add_row(name, *line)
     return table
+
+
+def _headline(row: VariantRow, room: int) -> str:
+    """What stands beside an id of its headline, which may be nothing."""
+    if room < HEADLINE_MIN:
+        return ""
+    cut = Text(say.printable(row.headline))
+    cut.truncate(room, overflow="ellipsis")
+    return f"  {say.isolated(cut.plain)}"
 
 
 def _print_segment(
@@ -141,8 +157,7 @@ def _print_segment(
         console.print()
     for level in segment.shown:
         if level.verdict == "best":
-            name = _cut(say.level_name(level), LEVEL_WIDTH)
-            console.print(_note(f"{name}: {level.headline}"))
+            console.print(_note(f"{say.level_name(level)}: {level.headline}"))
     for note in segment.notes:
         console.print(_note(note))
     console.print()
@@ -158,15 +173,14 @@ def _levels(report: Report, segment: Segment, whole: Level, width: int) -> Table
     heads += [f"lift ({percent} interval)"]
     levels = (*segment.shown, whole)
     blocks = [_level_lines(report, scale, level) for level in levels]
-    columns = zip(heads, *(line[1:] for block in blocks for line in block), strict=True)
-    taken = sum(max(map(cell_len, column)) + GAP for column in columns)
-    table = _table([segment.field], heads)
-    for level, block in zip(levels, blocks, strict=True):
+    sums = [_level_sums(report, scale, level) for level in levels]
+    lines = [line for block in blocks for _, *line in block]
+    table = _table(segment.field, heads, _room([heads, *sums, *lines], width))
+    for level, sum_cells, block in zip(levels, sums, blocks, strict=True):
         table.add_section()
-        name = _cut(say.level_name(level), max(width - taken, NAME_MIN))
-        table.add_row(Text(name, style="bold"), *_level_sums(report, scale, level))
+        table.add_row(Text(say.level_name(level), style="bold"), *sum_cells)
         for variant_id, *cells in block:
-            table.add_row(Text(f"  {variant_id}"), *cells)
+            table.add_row(Padding(Text(variant_id), (0, 0, 0, 2)), *cells)
     return table
 
 
@@ -187,31 +201,30 @@ def _level_lines(report: Report, scale: Scale, level: Level) -> list[list[str]]:
     return lines
 
 
-def _cut(name: str, room: int) -> str:
-    """A level's name without what could drive a terminal, cut to its room."""
-    text = Text(printable(name))
-    text.truncate(room, overflow="ellipsis")
-    return text.plain
-
-
-def _metric(report: Report, metric: MetricTable) -> Table:
+def _metric(report: Report, metric: MetricTable, width: int) -> Table:
     """A metric: a line a variant."""
     scale = say.scale_for_metric(report, metric)
     percent = f"{100 * report.credibility:g} %"
     heads = ["trials", "rewards", f"rate ({percent} interval)", "P(> control)"]
-    table = _table(["variant"], [*heads, f"lift ({percent} interval)"])
-    for row in metric.variants:
-        is_control = row.variant_id == report.control
-        interval = scale.interval(row.interval_lower, row.interval_upper)
-        table.add_row(
-            Text(row.variant_id),
-            say.count(row.trials),
-            say.count(row.rewards),
-            f"{scale.cell(row.mean)} ({interval})",
-            "control" if is_control else say.probability(row.probability_beat_control),
-            "control" if is_control else _lift_cell(row),
-        )
+    heads += [f"lift ({percent} interval)"]
+    lines = [_metric_cells(report, scale, row) for row in metric.variants]
+    table = _table("variant", heads, _room([heads, *lines], width))
+    for row, line in zip(metric.variants, lines, strict=True):
+        table.add_row(Text(row.variant_id), *line)
     return table
+
+
+def _metric_cells(report: Report, scale: Scale, row: MetricRow) -> list[str]:
+    """Cells of one line, in the order of the heads."""
+    is_control = row.variant_id == report.control
+    interval = scale.interval(row.interval_lower, row.interval_upper)
+    return [
+        say.count(row.trials),
+        say.count(row.rewards),
+        f"{scale.cell(row.mean)} ({interval})",
+        "control" if is_control else say.probability(row.probability_beat_control),
+        "control" if is_control else _lift_cell(row),
+    ]
 
 
 def _units(report: Report) -> str:
@@ -243,12 +256,18 @@ def _lift_cell(row: VariantRow | LevelRow | MetricRow) -> str:
     return f"{say.lift(row.lift)} ({between})"
 
 
-def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+def _room(lines: Sequence[Sequence[str]], width: int) -> int:
+    """Columns that are left for names beside some lines of cells."""
+    columns = zip_longest(*lines, fillvalue="")
+    return max(width - sum(GAP + max(map(cell_len, c)) for c in columns), NAME_MIN)
+
+
+def _table(name: str, heads: Sequence[str], room: int) -> Table:
+    """An empty table whose names, of any length, fold to their room."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    for head in left:
-        table.add_column(head, no_wrap=True)
-    for head in right:
-        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column(name, max_width=room, overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="right", overflow="fold")
     return table
 
 
@@ -260,10 +279,5 @@ def _name(report: Report, row: VariantRow) -> Text:
 def _note(note: str) -> Table:
     """A note with a hanging indent."""
     table = Table.grid(padding=(0, 1))
-    table.add_row("·", Text(printable(note)))
+    table.add_row("·", Text(note))
     return table
-
-
-def printable(text: str) -> str:
-    """A text of somebody else's without what could drive a terminal, on one line."""
-    return "".join(c if c.isprintable() else " " for c in text)
