@@ -20,6 +20,7 @@ import pytest
 
 COMMAND = (sys.executable, "-m", "bandolero_service")
 ALL_SCOPES = "decide,events,report,admin"
+CREATE_KEY = ("keys", "create", "--tenant", "acme", "--scopes", ALL_SCOPES)
 PROC = Path("/proc")
 
 _SLOW = "5" if os.environ.get("NUMBA_DISABLE_JIT") == "1" else "1"

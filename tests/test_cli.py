@@ -96,6 +96,19 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
     assert f"Example: bandolero {' '.join(words)}" in " ".join(shown.output.split())
 
 
+@pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
+def test_every_command_says_where_and_whose(words: tuple[str, ...]) -> None:
+    """All but the servers take the same options of a place, and a tenant."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    options = {option for parameter in command.params for option in parameter.opts}
+    where = {"--store", "--data-dir", "--lake", "--tenant"}
+    if words == ("serve",):
+        where.remove("--tenant")
+    assert where <= options or words == ("demo",)
+
+
 def test_the_contracts_commands_are_there() -> None:
     """Everything the contract names for this version is a command."""
     named = {"serve", "refresh", "report", "replay", "evaluate", "demo"}
@@ -313,7 +326,21 @@ def test_keys_are_made_listed_and_revoked(run: Run, running: Running) -> None:
     listed = run("keys", "list", *beside(running)).stdout
     assert secret not in listed
     (line,) = (line for line in listed.splitlines() if line.startswith(key_id))
-    assert "live" in line
+    heads = listed.splitlines()[0]
+    told = {head: line[heads.index(head) :].split()[0] for head in heads.split()}
+    assert len(told.pop("made")) == len("2026-11-22")
+    assert told == {
+        "key": key_id,
+        "tenant": "acme",
+        "state": "live",
+        "expires": "never",
+        "rate": "none",
+        "scopes": "decide",
+    }
+    theirs = run("keys", "list", "--tenant", "rival", *beside(running)).stdout
+    assert key_id not in theirs
+    foreign = run("keys", "revoke", key_id, "--tenant", "rival", *beside(running))
+    assert foreign.returncode == 1
     assert run("keys", "revoke", key_id, *beside(running)).returncode == 0
     wait_for(lambda: running.call("POST", "/v1/decide", body, key).status == 401, 5)
     listed = run("keys", "list", *beside(running)).stdout
@@ -325,6 +352,16 @@ def test_keys_are_made_listed_and_revoked(run: Run, running: Running) -> None:
         1,
         "bandolero: key_id == 'nobody', must be a key's id.\n",
     )
+
+
+def test_a_key_decides_and_tells_unless_more_is_asked_for(
+    run: Run, running: Running
+) -> None:
+    """Whoever forgets `--scopes` has not made an administrator."""
+    (key,) = run("keys", "create", "--tenant", "few", *beside(running)).stdout.split()
+    assert running.call("POST", "/v1/events", {"events": []}, key).status == 202
+    assert running.call("POST", "/v1/decide", {"experiment": "x"}, key).status == 404
+    assert running.call("GET", "/v1/experiments", key=key).status == 403
 
 
 def test_an_applied_experiment_is_served(running: Running, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from bandolero_service.store import NO_POSITION, Store, StoreDownError, blocks_o
 from cluster import Cluster, Node, running_cluster
 from log_rows import event_row
 from service_helpers import (
+    CREATE_KEY,
     SLOWER,
     click,
     experiment,
@@ -51,7 +52,7 @@ def test_the_whole_job_runs_on_a_cluster(cluster: Cluster) -> None:
     """Decide, click, learn, report, archive and refresh, on every node of three."""
     url = cluster.nodes[2].url
     with running_server("--store", url) as server:
-        made = server.cli("keys", "create", "--tenant", "acme", "--store", url)
+        made = server.cli(*CREATE_KEY, "--store", url)
         server.use_key(made.stdout.strip())
         assert server.call("GET", "/readyz").body["appendfsync"] == "always"
         n_clicks = {}

@@ -21,6 +21,7 @@ from bandolero_service.metrics import FAMILIES
 from bandolero_service.settings import PREFIX, Settings, read_settings
 from service_helpers import (
     COMMAND,
+    CREATE_KEY,
     SLOWER,
     Running,
     cli,
@@ -228,7 +229,7 @@ def test_the_services_work_together(compose: Any) -> None:
         server = Running(folder)
         server.port = machine.ports["api"]
         told = machine.environment("nightly")
-        made = cli("keys", "create", "--tenant", "acme", environment=told)
+        made = cli(*CREATE_KEY, environment=told)
         server.use_key(made.stdout.strip())
         assert server.call("GET", "/readyz").body["appendfsync"] == "always"
         server.begin(experiment("hats"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service_helpers import (
+    CREATE_KEY,
     SLOWER,
     Running,
     cli,
@@ -31,7 +32,7 @@ def test_the_whole_job_runs_on_a_store_of_ones_own() -> None:
     """Decide, click, learn, report and refresh over TCP, nothing embedded started."""
     with short_folder() as folder, own_store(folder) as url:
         with running_server("--store", url) as server:
-            made = server.cli("keys", "create", "--tenant", "acme", "--store", url)
+            made = server.cli(*CREATE_KEY, "--store", url)
             server.use_key(made.stdout.strip())
             assert server.call("GET", "/readyz").body["appendfsync"] == "always"
             server.begin(experiment("hats"))

@@ -1,5 +1,6 @@
 """Secrets and keys: where they come from, what they guard, and what a rotation does to whom."""
 
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,13 @@ from service_helpers import (
 )
 
 OLD, NEW = "old " * 8, "new " * 8
+STEPS = [
+    Signer(b"old", "acme"),
+    Signer(b"old", "acme", previous=b"new", root=b"old"),
+    Signer(b"new", "acme", previous=b"old", root=b"old"),
+    Signer(b"new", "acme", root=b"old"),
+]
+"""A worker's signer, as a rotation goes on."""
 DECISION = DecisionId(1, b"8 bytes!", 1_700_000_000_000, 3, 0, b"nonce!!!")
 
 
@@ -113,9 +121,7 @@ def test_serve_refuses_the_default_secret(role: tuple[str, ...]) -> None:
 
 def test_two_live_keys_and_then_one() -> None:
     """During a rotation ids of both secrets are good; after it the old ones are forged."""
-    before = Signer(b"old", "acme")
-    during = Signer(b"new", "acme", previous=b"old", root=b"old")
-    after = Signer(b"new", "acme", root=b"old")
+    before, ahead, during, after = STEPS
     old_id, new_id = (s.mint(*DECISION).decode() for s in (before, during))
     assert during.read(old_id) == during.read(new_id) == DECISION
     assert after.read(new_id) == DECISION
@@ -123,6 +129,18 @@ def test_two_live_keys_and_then_one() -> None:
         after.read(old_id)
     with pytest.raises(ForgedIdError):
         before.read(new_id)
+    assert ahead.read(new_id) == DECISION
+
+
+def test_workers_a_step_apart_take_each_others_ids() -> None:
+    """While workers are replaced one by one no event is rejected: whichever of two has
+    signed a decision, or its tracker, the other takes it."""
+    for one, next_one in itertools.pairwise(STEPS):
+        for mints, reads in ((one, next_one), (next_one, one)):
+            minted, clicked = mints.mint(*DECISION), b"click"
+            assert reads.read(minted.decode()) == DECISION
+            token = mints.token(clicked, minted).decode()
+            assert reads.tracked(clicked, token) == minted.decode()
 
 
 def test_pseudonyms_outlive_a_rotation() -> None:
@@ -206,7 +224,12 @@ def test_a_key_without_a_time_to_come_is_not_made(tmp_path: Path) -> None:
 @needs_server
 def test_a_rotation_walks_through_the_running_system() -> None:
     """Old ids are good until the old secret is removed; keys and pseudonyms always are."""
-    with running_server(environment={"BANDOLERO_SECRET": OLD}) as server:
+    ahead = {
+        "BANDOLERO_SECRET": OLD,
+        "BANDOLERO_SECRET_PREVIOUS": NEW,
+        "BANDOLERO_SECRET_ROOT": OLD,
+    }
+    with running_server(environment=ahead) as server:
         server.begin(experiment("turning"))
         old = server.decide("turning", unit="u")
 
@@ -215,11 +238,7 @@ def test_a_rotation_walks_through_the_running_system() -> None:
             server._environment |= environment
             server.start()
 
-        restarted(
-            BANDOLERO_SECRET=NEW,
-            BANDOLERO_SECRET_PREVIOUS=OLD,
-            BANDOLERO_SECRET_ROOT=OLD,
-        )
+        restarted(BANDOLERO_SECRET=NEW, BANDOLERO_SECRET_PREVIOUS=OLD)
         new = server.decide("turning", unit="u")
         told = server.tell([click(old, "a"), click(new, "b")])
         assert told == {"accepted": 2, "rejected": []}
@@ -251,19 +270,19 @@ def test_exported_keys_name_their_root(
     place = Place(Settings(store=embedded.url, data_dir=tmp_path, secret=OLD))
     _, key = auth.new_api_key(OLD.encode(), "acme", ["decide"])
     store.put_api_key(key, Author("test", OLD.encode()))
-    export_keys(place)
+    export_keys(place, None)
     file = tmp_path / "keys.jsonl"
     file.write_text(capsys.readouterr().out)
-    import_keys(place, file)
+    import_keys(place, file, None)
     assert "0 keys imported, 1 were there" in capsys.readouterr().out
     store._redis.flushall()
     store.open(4)
     with pytest.raises(CommandError, match=r"line 1, .* BANDOLERO_SECRET_ROOT"):
-        import_keys(Place(replace(place.settings, secret=NEW)), file)
+        import_keys(Place(replace(place.settings, secret=NEW)), file, None)
     assert store.api_keys() == []
     rotated = replace(place.settings, secret=NEW, secret_root=OLD)
-    import_keys(Place(rotated), file)
+    import_keys(Place(rotated), file, None)
     assert store.api_keys() == [key]
     file.write_text("[]")
     with pytest.raises(CommandError, match="must be a key as"):
-        import_keys(place, file)
+        import_keys(place, file, None)

@@ -6,6 +6,7 @@ import pytest
 
 from bandolero.lake.catalog import Lake
 from service_helpers import (
+    CREATE_KEY,
     SLOWER,
     Answer,
     Running,
@@ -51,7 +52,7 @@ def test_a_worker_that_starts_without_its_store_serves_and_loses_nothing() -> No
         try:
             with own_store(data, port=port) as url:
                 server.start()
-                made = server.cli("keys", "create", "--tenant", "acme", "--store", url)
+                made = server.cli(*CREATE_KEY, "--store", url)
                 server.use_key(made.stdout.strip())
                 server.begin(experiment("hats"))
                 before = server.decide_many("hats", 20)

@@ -45,22 +45,24 @@ def _restored_line(one: Any) -> str:
     )
 
 
-def export_keys(place: Place) -> None:
-    """A line of JSON a key: the hash of its secret, and of the root that hash needs."""
+def export_keys(place: Place, tenant: str | None) -> None:
+    """A line of JSON a key, or a tenant's: the hash of its secret, and of the root that hash needs."""
     with place.store() as store:
         root = root_fingerprint(place.root(store))
         for key in store.api_keys():
-            _say(json.dumps({**key._asdict(), "root": root}))
+            if tenant in (None, key.tenant):
+                _say(json.dumps({**key._asdict(), "root": root}))
 
 
-def import_keys(place: Place, file: Path) -> None:
-    """Write exported keys; one that is there already stays as it is."""
+def import_keys(place: Place, file: Path, tenant: str | None) -> None:
+    """Write exported keys, or a tenant's; one that is there stays as it is."""
     root = root_fingerprint(read_secrets(place.settings).root)
-    kept = [
+    read = [
         _read_key(f"{file}, line {number}", line, root)
         for number, line in enumerate(file.read_text().splitlines(), 1)
         if line.strip()
     ]
+    kept = [key for key in read if tenant in (None, key.tenant)]
     with place.store() as store:
         author = place.author(store)
         known = {key.key_id for key in store.api_keys()}

@@ -19,6 +19,7 @@ from bandolero_service import (
 )
 from bandolero_service.commands import (
     CommandError,
+    Place,
     RefusedLimitError,
     UsageError,
 )
@@ -34,7 +35,7 @@ from bandolero_service.options import (
     RowsTenantOption,
     StoreOption,
     TenantOption,
-    place_of,
+    placed,
 )
 from bandolero_service.secret import check_exposure
 from bandolero_service.settings import PARENT, SettingsError, read_settings
@@ -118,42 +119,41 @@ def serve(
 
 
 @experiment_app.command("apply", epilog="Example: bandolero experiment apply hero.yaml")
+@placed
 def experiment_apply(
+    place: Place,
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
     tenant: TenantOption = None,
     start: Annotated[bool, typer.Option(help="Start it too.")] = False,
 ) -> None:
     """Create or change experiments from YAML or JSON files."""
-    commands.apply_experiments(place_of(store, data_dir, None), files, tenant, start)
+    commands.apply_experiments(place, files, tenant, start)
 
 
 @experiment_app.command("list", epilog="Example: bandolero experiment list")
-def experiment_list(
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    tenant: TenantOption = None,
-) -> None:
+@placed
+def experiment_list(place: Place, tenant: TenantOption = None) -> None:
     """List experiments."""
-    commands.list_experiments(place_of(store, data_dir, None), tenant)
+    commands.list_experiments(place, tenant)
 
 
 @experiment_app.command("show", epilog="Example: bandolero experiment show spring-hero")
+@placed
 def experiment_show(
+    place: Place,
     experiment_id: str,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Show an experiment's record as JSON."""
-    commands.show_experiment(place_of(store, data_dir, None), experiment_id, tenant)
+    commands.show_experiment(place, experiment_id, tenant)
 
 
 @app.command(
     epilog="Example: bandolero report spring-hero --format html --output r.html"
 )
+@placed
 def report(
+    place: Place,
     experiment_id: str,
     format: Annotated[  # noqa: A002  # the name of the option
         str, typer.Option(help="table, json, html, csv or parquet.")
@@ -163,21 +163,19 @@ def report(
         typer.Option(help="Also by level of a context field, as of the last refresh."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="File; default stdout.")] = None,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Report what an experiment's variants earned and how sure that is."""
     if format not in commands.REPORT_FORMATS:
         rule = f"must be one of {', '.join(commands.REPORT_FORMATS)}."
         raise typer.BadParameter(f"{format!r}, {rule}", param_hint="--format")
-    place = place_of(store, data_dir, lake)
     commands.report(place, experiment_id, tenant, format, output, segment)
 
 
 @app.command(epilog="Example: bandolero refresh --summary refresh.json")
+@placed
 def refresh(
+    place: Place,
     engine: Annotated[
         str, typer.Option(help="Query engine: duckdb or spark.")
     ] = "duckdb",
@@ -194,39 +192,36 @@ def refresh(
         bool, typer.Option(help="Compute, but publish nothing.")
     ] = False,
     summary: Annotated[Path | None, typer.Option(help="Write a JSON summary.")] = None,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Run the nightly job: settle with hindsight, correct, fit priors, compact the lake.
 
     Exit code 3 says that a gate kept a prior back, and the one in force stays.
     """
-    place = place_of(store, data_dir, lake)
     chosen = (engine, memory_limit, spark_master)
     if not refreshing.refresh(place, tenant, until, dry_run, summary, chosen):
         raise typer.Exit(GATE_BLOCKED)
 
 
 @app.command(epilog="Example: bandolero corrected spring-hero --tenant acme")
+@placed
 def corrected(
+    place: Place,
     experiment_id: Annotated[
         str | None, typer.Argument(help="Which; default: all.")
     ] = None,
-    data_dir: DataDirOption = None,
-    lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """List the rewards that the last refresh told otherwise, and why."""
-    place = place_of(None, data_dir, lake)
     list_corrected(place, experiment_id, tenant)
 
 
 @app.command(
     epilog="Example: bandolero replay spring-hero, or bandolero replay --restore"
 )
+@placed
 def replay(
+    place: Place,
     experiment_id: Annotated[
         str | None, typer.Argument(help="Which; none with --restore.")
     ] = None,
@@ -234,13 +229,9 @@ def replay(
         bool,
         typer.Option("--restore", help="Rebuild a new, empty store from the lake."),
     ] = False,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Fold the lake offline and compare with the served snapshot, or restore from it."""
-    place = place_of(store, data_dir, lake)
     if restore and (experiment_id or tenant):
         raise UsageError("--restore takes every experiment: leave ID and tenant out.")
     if restore:
@@ -260,92 +251,93 @@ app.command(
     "decisions",
     epilog="Example: bandolero ingest decisions logs/ --mapping shop.yaml --max-refused 1%",
 )
+@placed
 def ingest_decisions(
+    place: Place,
     paths: PathsArgument,
     mapping: MappingOption = None,
     max_refused: MaxRefusedOption = None,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    lake: LakeOption = None,
     tenant: RowsTenantOption = None,
 ) -> None:
     """Load decisions; refused rows go to quarantine with their reason."""
     from bandolero_service.loading import load
 
-    place = place_of(store, data_dir, lake)
     load(place, "decisions", paths, mapping, max_refused, tenant)
 
 
 @ingest_app.command(
     "events", epilog="Example: bandolero ingest events s3://exports/clicks.parquet"
 )
+@placed
 def ingest_events(
+    place: Place,
     paths: PathsArgument,
     mapping: MappingOption = None,
     max_refused: MaxRefusedOption = None,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    lake: LakeOption = None,
     tenant: RowsTenantOption = None,
 ) -> None:
     """Load events; refused rows go to quarantine with their reason."""
     from bandolero_service.loading import load
 
-    load(place_of(store, data_dir, lake), "events", paths, mapping, max_refused, tenant)
+    load(place, "events", paths, mapping, max_refused, tenant)
 
 
 @keys_app.command(
     "create",
     epilog="Example: bandolero keys create --tenant acme --scopes decide,events",
 )
+@placed
 def keys_create(
+    place: Place,
     tenant: Annotated[str, typer.Option(help="Whose key it is.")],
     scopes: Annotated[
         str, typer.Option(help="Comma-separated: decide, events, report, admin.")
-    ] = "decide,events,report,admin",
+    ] = "decide,events",
     expires: Annotated[
         str | None, typer.Option(help="90d, 12h, 30m or an ISO date; default never.")
     ] = None,
     rate: Annotated[
         str | None,
-        typer.Option(help="Most requests to decide and events: 100/s, 5000/m, …"),
+        typer.Option(
+            help="Most requests to decide and events: 100/s, 5000/m, … Each worker lets"
+            " its share through, so one connection gets no more than that."
+        ),
     ] = None,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Make an API key and print it alone on stdout; it is not shown again."""
-    place = place_of(store, data_dir, None)
     commands.create_key(place, tenant, scopes, expires, rate)
 
 
 @keys_app.command("list", epilog="Example: bandolero keys list")
-def keys_list(store: StoreOption = None, data_dir: DataDirOption = None) -> None:
+@placed
+def keys_list(place: Place, tenant: TenantOption = None) -> None:
     """List keys by id; secrets are not kept."""
-    commands.list_keys(place_of(store, data_dir, None))
+    commands.list_keys(place, tenant)
 
 
 @keys_app.command("export", epilog="Example: bandolero keys export > keys.jsonl")
-def keys_export(store: StoreOption = None, data_dir: DataDirOption = None) -> None:
-    """Print all keys as JSON lines, each with a hash of its secret, for a back-up."""
-    backup.export_keys(place_of(store, data_dir, None))
+@placed
+def keys_export(place: Place, tenant: TenantOption = None) -> None:
+    """Print keys as JSON lines, each with a hash of its secret, for a back-up."""
+    backup.export_keys(place, tenant)
 
 
 @keys_app.command("import", epilog="Example: bandolero keys import keys.jsonl")
+@placed
 def keys_import(
+    place: Place,
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
+    tenant: TenantOption = None,
 ) -> None:
     """Take over keys from a back-up; they open what they opened before."""
-    backup.import_keys(place_of(store, data_dir, None), file)
+    backup.import_keys(place, file, tenant)
 
 
 @keys_app.command("revoke", epilog="Example: bandolero keys revoke 1f2e3d4c5b6a")
-def keys_revoke(
-    key_id: str, store: StoreOption = None, data_dir: DataDirOption = None
-) -> None:
+@placed
+def keys_revoke(place: Place, key_id: str, tenant: TenantOption = None) -> None:
     """Revoke a key; workers refuse it within a second."""
-    commands.revoke_key(place_of(store, data_dir, None), key_id)
+    commands.revoke_key(place, key_id, tenant)
 
 
 ObjectiveArgument = Annotated[
@@ -357,22 +349,24 @@ GroupOption = Annotated[
 
 
 @priors_app.command("list", epilog="Example: bandolero priors list --tenant acme")
+@placed
 def priors_list(
+    place: Place,
     every: Annotated[
         bool, typer.Option("--all", help="Every version, not only those in force.")
     ] = False,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """List the priors that new experiments and variants take."""
-    prior_commands.list_priors(place_of(store, data_dir, None), tenant, every)
+    prior_commands.list_priors(place, tenant, every)
 
 
 @priors_app.command(
     "diff", epilog="Example: bandolero priors diff click.binary.decision"
 )
+@placed
 def priors_diff(
+    place: Place,
     objective: ObjectiveArgument,
     group: GroupOption = "",
     old: Annotated[
@@ -381,66 +375,55 @@ def priors_diff(
     new: Annotated[
         int | None, typer.Option("--to", help="Version; default: the newest.")
     ] = None,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Show how a prior changed from one version to another."""
-    place = place_of(store, data_dir, None)
     prior_commands.diff(place, tenant, (objective, group), old, new)
 
 
 @priors_app.command(
     "rollback", epilog="Example: bandolero priors rollback click.binary.decision --to 3"
 )
+@placed
 def priors_rollback(
+    place: Place,
     objective: ObjectiveArgument,
     group: GroupOption = "",
     to: Annotated[
         int | None, typer.Option(help="Version; default: the one before the newest.")
     ] = None,
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Put an earlier version of a prior in force, and hold it until it is released."""
-    place = place_of(store, data_dir, None)
     prior_commands.roll_back(place, tenant, (objective, group), to)
 
 
 @priors_app.command(
     "release", epilog="Example: bandolero priors release click.binary.decision"
 )
+@placed
 def priors_release(
+    place: Place,
     objective: ObjectiveArgument,
     group: GroupOption = "",
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Let the refresh go on with a prior that a rollback held."""
-    place = place_of(store, data_dir, None)
     prior_commands.release(place, tenant, (objective, group))
 
 
 @audit_app.command("list", epilog="Example: bandolero audit list --tenant acme")
-def audit_list(
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    tenant: TenantOption = None,
-) -> None:
+@placed
+def audit_list(place: Place, tenant: TenantOption = None) -> None:
     """List acts of the control plane: who did what to what, when."""
-    commands.list_audit(place_of(store, data_dir, None), tenant)
+    commands.list_audit(place, tenant)
 
 
 @audit_app.command("verify", epilog="Example: bandolero audit verify")
-def audit_verify(
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    tenant: TenantOption = None,
-) -> None:
+@placed
+def audit_verify(place: Place, tenant: TenantOption = None) -> None:
     """Check that no line of the audit log is missing, changed or moved."""
-    commands.verify_audit(place_of(store, data_dir, None), tenant)
+    commands.verify_audit(place, tenant)
 
 
 @app.command(epilog="Example: bandolero demo --tests 3 --scale 0.1 --seconds 20")

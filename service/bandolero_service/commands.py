@@ -36,6 +36,7 @@ from bandolero_service.store import Store
 
 REPORT_FORMATS = ("table", "json", "html", "csv", "parquet")
 WAIT_FOR_STORE_S = 10.0
+KEY_HEADS = ("key", "tenant", "state", "made", "expires", "rate", "scopes")
 
 
 class CommandError(RuntimeError):
@@ -215,22 +216,27 @@ def create_key(
     _say(text)
 
 
-def list_keys(place: Place) -> None:
+def list_keys(place: Place, tenant: str | None) -> None:
     """A line a key."""
     with place.store() as store:
-        for key in sorted(store.api_keys(), key=lambda k: (k.tenant, k.created_at_ms)):
-            until = "never" if key.expires_at_ms is None else _day(key.expires_at_ms)
-            _say(
-                f"{key.key_id}  {key.tenant:20} {auth.state(key):8}"
-                f" made {_day(key.created_at_ms)}  expires {until:10}"
-                f" {key.rate or 'no rate':10} {key.scopes}"
-            )
+        keys = [key for key in store.api_keys() if tenant in (None, key.tenant)]
+    rows = [KEY_HEADS]
+    for key in sorted(keys, key=lambda k: (k.tenant, k.created_at_ms)):
+        until = "never" if key.expires_at_ms is None else _day(key.expires_at_ms)
+        made, scopes = _day(key.created_at_ms), ",".join(key.scopes)
+        state, rate = auth.state(key), key.rate or "none"
+        rows.append((key.key_id, key.tenant, state, made, until, rate, scopes))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(n) for cell, n in zip(row, widths, strict=True))
+        _say("  ".join(cells).rstrip())
 
 
-def revoke_key(place: Place, key_id: str) -> None:
+def revoke_key(place: Place, key_id: str, tenant: str | None) -> None:
     """Revoke a key."""
     with place.store() as store:
-        found = [key for key in store.api_keys() if key.key_id == key_id]
+        known = (key for key in store.api_keys() if tenant in (None, key.tenant))
+        found = [key for key in known if key.key_id == key_id]
         if not found:
             raise CommandError(f"key_id == {key_id!r}, must be a key's id.")
         store.put_api_key(found[0]._replace(revoked=True), place.author(store))

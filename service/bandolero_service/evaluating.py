@@ -18,13 +18,7 @@ from bandolero_service.commands import (
     _steps,
 )
 from bandolero_service.errors import invalid_experiment
-from bandolero_service.options import (
-    DataDirOption,
-    LakeOption,
-    StoreOption,
-    TenantOption,
-    place_of,
-)
+from bandolero_service.options import TenantOption, placed
 from bandolero_service.refreshing import _iso_ms
 
 if TYPE_CHECKING:
@@ -34,7 +28,9 @@ FORMATS = ("table", "json")
 ENDINGS = (".yaml", ".yml", ".json")
 
 
+@placed
 def evaluate(
+    place: Place,
     experiment_id: str,
     policy: Annotated[
         str | None,
@@ -63,9 +59,6 @@ def evaluate(
     format: Annotated[  # noqa: A002  # the name of the option
         str, typer.Option(help="table or json.")
     ] = "table",
-    store: StoreOption = None,
-    data_dir: DataDirOption = None,
-    lake: LakeOption = None,
     tenant: TenantOption = None,
 ) -> None:
     """Say what a policy that did not serve would have earned, or that the log cannot say."""
@@ -73,7 +66,6 @@ def evaluate(
         rule = f"must be one of {', '.join(FORMATS)}."
         raise typer.BadParameter(f"{format!r}, {rule}", param_hint="--format")
     target = _target(policy, snapshot, probabilities)
-    place = place_of(store, data_dir, lake)
     begin, end = _times(from_, to)
     _say(_told(_answer(place, experiment_id, tenant, target, begin, end), format))
 

@@ -1,7 +1,10 @@
 """Options that commands share: where they work, whose, and what they read."""
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Concatenate
 
 import typer
 
@@ -42,6 +45,27 @@ RowsTenantOption = Annotated[
 ]
 
 
-def place_of(store: str | None, data_dir: Path | None, lake: str | None) -> Place:
+def placed(command: Callable[Concatenate[Place, ...], None]) -> Callable[..., None]:
+    """Give a command, as its first argument, the place that its options name.
+
+    They stand in its signature for typer to read: every command has the same.
+    """
+
+    @wraps(command)
+    def run(
+        store: str | None, data_dir: Path | None, lake: str | None, **own: Any
+    ) -> None:
+        command(_place(store, data_dir, lake), **own)
+
+    _, *own = signature(command).parameters.values()
+    options = [*own, *signature(_place).parameters.values()]
+    run.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+def _place(
+    store: StoreOption = None, data_dir: DataDirOption = None, lake: LakeOption = None
+) -> Place:
     """Where a command works, by its options and the environment."""
     return Place(read_settings(store=store, data_dir=data_dir, lake=lake))
