@@ -39,7 +39,7 @@ acme,e2,d2,sale,{START_MS},,
 acme,e3,d3,sale,soon,1,
 acme,e4
 acme,"e,5",d5,sale,{START_MS},1e3,
-acme,e6,d6,sale,{START_MS},6,x
+acme,e6,d6,sale,{START_MS},6.0,x
 """
 
 
@@ -61,7 +61,8 @@ def test_csv_is_text_until_it_is_ours(lake: Lake, tmp_path: Path, name: str) -> 
 
 
 def test_json_lines_are_read_one_by_one(lake: Lake, tmp_path: Path) -> None:
-    """Numbers keep all their digits, objects are contexts, and a bad line is refused."""
+    """Numbers keep all their digits, objects are contexts, a bad line is refused, and an
+    empty one is none."""
     context = {"device": "tv", "hour": 3.5}
     lists: dict[str, Any] = {"eligible": ["v1", "v2"], "probabilities": [0.25, 0.75]}
     lines = [
@@ -70,19 +71,21 @@ def test_json_lines_are_read_one_by_one(lake: Lake, tmp_path: Path) -> None:
         json.dumps(shown(propensity=float("nan"))),
         json.dumps(shown(eligible="v1")),
         json.dumps([1]),
+        " \t",
+        json.dumps(shown(decision_id="d7", colour="red", decided_at_ms=START_MS + 5.0)),
         "",
-        json.dumps(shown(decision_id="d7", colour="red")),
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     found = take_in(lake, "decisions", [tmp_path])
-    assert (found.accepted, found.refused) == (2, 5)
+    assert (found.accepted, found.refused) == (2, 4)
     first, last = lake.read("decisions")[0].to_pylist()
     assert (first["decision_id"], last["decision_id"]) == (str(BIG), "d7")
+    assert last["decided_at_ms"] == START_MS + 5
     assert json.loads(first["context"]) == context
     assert {name: first[name] for name in lists} == lists
-    assert sorted(r[0] for r in reasons(lake, "decisions")) == [2, 3, 4, 5, 6]
+    assert sorted(r[0] for r in reasons(lake, "decisions")) == [2, 3, 4, 5]
     told = {row: (name, rule) for row, name, _, rule in reasons(lake, "decisions")}
-    assert told[2] == told[5] == told[6] == (None, "must be one JSON object.")
+    assert told[2] == told[5] == (None, "must be one JSON object.")
     assert told[3] == ("propensity", "must be > 0 and <= 1.")
     assert told[4] == ("eligible", "must be a JSON list.")
 
@@ -235,7 +238,7 @@ def test_events_of_two_kinds_come_from_one_file(lake: Lake, tmp_path: Path) -> N
         ("columns: [type]", "columns == ['type'], must be a valid dictionary."),
         ("colums: {}", "colums is not a known field."),
         ("columns: {type: a", "file is not YAML or JSON"),
-        ("", "mapping == None, must be"),
+        ("", "mapping is empty, must have columns or where."),
     ],
 )
 def test_a_wrong_mapping_says_what_is_wrong(text: str, told: str) -> None:

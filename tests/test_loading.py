@@ -82,10 +82,11 @@ def test_what_became_of_files_is_told(run: Run, home: Path, tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         f"{path}: 1 row in, 3 refused",
-        "  1 refused: variant_id must be a variant of its experiment.",
-        "  1 refused: experiment_id must be an experiment of its tenant.",
-        "  1 refused: mode must be one of explore, holdout, fixed, fallback.",
+        "  1 refused: variant_id == 'v9', must be a variant of its experiment.",
+        "  1 refused: experiment_id == 'caps', must be an experiment of its tenant.",
+        "  1 refused: mode == 'x', must be one of explore, holdout, fixed, fallback.",
         "1 row in, 3 refused to quarantine, 0 files refused",
+        "bandolero experiment apply, and hand the files in again: the rest comes in",
     ]
     again = run("ingest", "decisions", str(path), *where)
     left = "3 rows are refused still: see quarantine/decisions/"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
+from bandolero.documents import shown
 from bandolero.lake.catalog import Lake
 from bandolero.lake.ingest import AS_OURS, Ingested, IngestedFile, Terms
 from bandolero.lake.mapping import (
@@ -16,6 +17,7 @@ from bandolero.lake.mapping import (
     Mapping,
     load_mapping,
 )
+from bandolero.lake.rules import UNKNOWN
 from bandolero_service.commands import (
     CommandError,
     Place,
@@ -113,12 +115,24 @@ def _tell(found: Ingested, table: str) -> None:
     for file in found.files:
         _say(f"{file.path}: {_line(file, table)}")
         for rule, n in list(file.rules.items())[:RULES_SHOWN]:
-            _say(f"  {n:,} refused: {rule}")
+            _say(f"  {n:,} refused: {_broken(rule, file.examples.get(rule))}")
     left_out = f", {found.left_out:,} left out by the mapping" if found.left_out else ""
     _say(
         f"{_rows(found.accepted)} in, {found.refused:,} refused to quarantine{left_out},"
         f" {_counted(found.bad_files, 'file', 'files')} refused"
     )
+    if any(
+        rule.endswith(tuple(UNKNOWN.values())) for f in found.files for rule in f.rules
+    ):
+        _say(
+            "bandolero experiment apply, and hand the files in again: the rest comes in"
+        )
+
+
+def _broken(rule: str, value: str | None) -> str:
+    """A rule of a column, with the first value that broke it."""
+    column, _, must = rule.partition(" ")
+    return rule if value is None else f"{column} == {shown(value)}, {must}"
 
 
 def _line(file: IngestedFile, table: str) -> str:

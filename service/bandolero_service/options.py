@@ -38,7 +38,9 @@ MappingOption = Annotated[
 ]
 MaxRefusedOption = Annotated[
     str | None,
-    typer.Option(help="Take no file in of which more is refused: 1% (exit code 4)."),
+    typer.Option(
+        help="Take no file in of which more is refused: 1% or 0.01 (exit code 4)."
+    ),
 ]
 RowsTenantOption = Annotated[
     str | None, typer.Option(help="Whose rows these are. Default: their tenant_id.")

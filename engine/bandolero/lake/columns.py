@@ -241,8 +241,18 @@ def _parsers(kind: pa.DataType) -> Parser:
         )
     if pa.types.is_list(kind):
         return lambda text: (_lists(text, kind), "must be a JSON list.")
-    word = "a whole number" if pa.types.is_integer(kind) else "a number"
-    return lambda text: (_cast(text, kind), f"must be {word}.")
+    if pa.types.is_integer(kind):
+        return lambda text: (_whole(text, kind), "must be a whole number.")
+    return lambda text: (_cast(text, kind), "must be a number.")
+
+
+def _whole(text: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Whole numbers; 5.0 is one, as those write it who know no others."""
+    try:
+        return text.cast(kind)
+    except pa.ArrowInvalid:
+        plain = pc.replace_substring_regex(text, r"^(-?[0-9]+)\.0+$", r"\1")
+        return _cast(plain, kind)
 
 
 def _cast(text: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -30,6 +30,7 @@ class Drafts:
     def __init__(self, lake: Lake, table: str, shard: str, source: str) -> None:
         self.accepted = 0
         self.rules: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self._lake = lake
         self._table = table
         self._shard = shard
@@ -67,7 +68,11 @@ class Drafts:
         if rows["reason"].null_count < len(rows):
             good = rows.filter(is_good)
             odd = rows.filter(pc.invert(is_good))
-            self.rules.update(_told(odd))
+            rules = _told(odd)
+            self.rules.update(rules)
+            for rule, value in zip(rules, odd["value"].to_pylist(), strict=True):
+                if value is not None:
+                    self.examples.setdefault(rule, value)
             self._odd.append(odd)
         if len(good):
             self.accepted += len(good)

@@ -192,6 +192,8 @@ def _json(source: Source, wanted: Sequence[str], _: Missing) -> Iterator[Rows]:
             good: dict[int, list[str | None]] = {}
             odd: list[int] = []
             for number, line in enumerate(some, done + 1):
+                if line.isspace():
+                    continue
                 row = _object(line)
                 if row is None:
                     odd.append(number)

@@ -67,8 +67,8 @@ AS_THEY_ARE = Terms()
 class IngestedFile(NamedTuple):
     """What became of one file.
 
-    Rows that are in the lake now, in quarantine (by rule), and not meant by the mapping;
-    `reason` is why none is in. One that was there before adds nothing but rows that had been
+    Rows that are in the lake now, in quarantine (by rule, each with the first value that
+    broke it), and not meant by the mapping; `reason` is why none is in. One that was there before adds nothing but rows that had been
     `refused` then and no longer are; `still_refused` are those that still are.
     """
 
@@ -77,6 +77,7 @@ class IngestedFile(NamedTuple):
     refused: int = 0
     left_out: int = 0
     rules: Mapping[str, int] = MappingProxyType({})
+    examples: Mapping[str, str] = MappingProxyType({})
     reason: str | None = None
     was_there: bool = False
     still_refused: int = 0
@@ -211,10 +212,9 @@ class Intake:
 
     def _list(self, source: Source, drafts: Drafts, left_out: int) -> IngestedFile:
         """Commit what was drafted of a file, if not too much of it was refused."""
+        counts = drafts.accepted, drafts.refused, left_out
         rules = dict(drafts.rules.most_common())
-        found = IngestedFile(
-            source.name, drafts.accepted, drafts.refused, left_out, rules
-        )
+        found = IngestedFile(source.name, *counts, rules, drafts.examples)
         limit = self._terms.max_refused
         if drafts.refused > limit * drafts.seen:
             drafts.discard()

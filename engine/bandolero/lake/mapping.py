@@ -89,7 +89,10 @@ def load_mapping(text: bytes, table: str) -> Mapping:
         When it cannot be read or breaks a rule.
     """
     try:
-        mapping = Mapping.model_validate(decoded(text))
+        given = decoded(text)
+        if given is None:
+            raise InvalidMappingError("mapping is empty, must have columns or where.")
+        mapping = Mapping.model_validate(given)
     except UnreadableDocumentError as error:
         raise InvalidMappingError(str(error)) from None
     except ValidationError as error:
