@@ -150,12 +150,15 @@ def test_a_metric_is_compared_by_hand() -> None:
     """Revenue of 1 and 0.25 a trial: less by three quarters; rates have a flat prior."""
     revenue, shared = with_metrics().metrics
     one, two = revenue.variants
+    assert [one.rate, two.rate] == [1.0, 0.25]
     assert [one.mean, two.mean] == pytest.approx([1.0, 0.25])
     assert two.lift == pytest.approx(-0.75, abs=0.02)
     assert two.lift_upper is not None
     assert two.lift_upper < 0.0
+    assert shared.variants[0].rate == 0.1
     assert shared.variants[0].mean == pytest.approx(11 / 102)
     assert shared.variants[1].trials == 0
+    assert shared.variants[1].rate is None
     assert shared.variants[1].mean == pytest.approx(0.5)
 
 
@@ -181,7 +184,10 @@ def test_every_form_of_the_report_has_the_metrics() -> None:
     assert title in text
     assert title in page
     assert "shared · share within 1 h · as of" in text
-    assert "1.00 (0.67 to 1.33)" in text
+    assert "0.67 to 1.33" in text
+    for shown in (text, page):
+        assert "10.0 %" in shown
+        assert "10.8 %" not in shown
     told = to_json(report)["metrics"]
     assert [one["name"] for one in told] == ["revenue", "shared"]
     assert told[0]["variants"][1]["rewards"] == 100.0

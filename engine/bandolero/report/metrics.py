@@ -6,7 +6,7 @@ from bandolero.epochs import MOMENTS as EPOCH_MOMENTS
 from bandolero.experiment import ExperimentRecord, Metric
 from bandolero.metric import MOMENTS, MetricSums, as_metric
 from bandolero.policies.base import Floats
-from bandolero.report.counts import Counts
+from bandolero.report.counts import Counts, rate_of
 from bandolero.report.model import MetricRow, MetricTable
 from bandolero.report.posterior import compared
 
@@ -47,6 +47,7 @@ def _rows(
             variant_id=variant_id,
             trials=int(counts.trials[arm]),
             rewards=float(counts.rewards[arm]),
+            rate=rate_of(float(counts.rewards[arm]), int(counts.trials[arm])),
             mean=known(table.mean, arm),
             interval_lower=known(table.interval_lower, arm),
             interval_upper=known(table.interval_upper, arm),

@@ -50,6 +50,7 @@ class MetricRow:
     variant_id: str
     trials: int
     rewards: float
+    rate: float | None
     mean: float | None
     interval_lower: float | None
     interval_upper: float | None

@@ -120,12 +120,8 @@ def _count_cells(row: VariantRow | Totals, scale: Scale, share_now: str) -> list
 def _comparison(report: Report, width: int) -> Table:
     """What is believed: a line a variant, its headline cut to the room beside its id."""
     scale = say.scale_for(report)
-    percent = f"{100 * report.credibility:g} %"
-    what = f"{percent} interval"
-    if report.by_context:
-        what = f"all requests ({what})"
-    heads = [what, "P(best)", "P(> control)", "expected loss"]
-    heads += [f"lift ({percent} interval)"]
+    what, lift = _interval_heads(report)
+    heads = [what, "P(best)", "P(> control)", "expected loss", lift]
     lines = [_belief_cells(report, scale, row) for row in report.ranked]
     room = _room([heads, *lines], width)
     table = _table("variant", heads, room)
@@ -204,9 +200,8 @@ def _level_lines(report: Report, scale: Scale, level: Level) -> list[list[str]]:
 def _metric(report: Report, metric: MetricTable, width: int) -> Table:
     """A metric: a line a variant."""
     scale = say.scale_for_metric(report, metric)
-    percent = f"{100 * report.credibility:g} %"
-    heads = ["trials", "rewards", f"rate ({percent} interval)", "P(> control)"]
-    heads += [f"lift ({percent} interval)"]
+    what, lift = _interval_heads(report)
+    heads = ["trials", "rewards", "rate", what, "P(> control)", lift]
     lines = [_metric_cells(report, scale, row) for row in metric.variants]
     table = _table("variant", heads, _room([heads, *lines], width))
     for row, line in zip(metric.variants, lines, strict=True):
@@ -217,11 +212,11 @@ def _metric(report: Report, metric: MetricTable, width: int) -> Table:
 def _metric_cells(report: Report, scale: Scale, row: MetricRow) -> list[str]:
     """Cells of one line, in the order of the heads."""
     is_control = row.variant_id == report.control
-    interval = scale.interval(row.interval_lower, row.interval_upper)
     return [
         say.count(row.trials),
         say.count(row.rewards),
-        f"{scale.cell(row.mean)} ({interval})",
+        scale.cell(row.rate),
+        _interval_cell(report, scale, row),
         "control" if is_control else say.probability(row.probability_beat_control),
         "control" if is_control else _lift_cell(row),
     ]
@@ -239,14 +234,28 @@ def _belief_cells(
 ) -> list[str]:
     """Cells of one line, in the order of the heads."""
     is_control = row.variant_id == report.control
-    interval = scale.interval(row.interval_lower, row.interval_upper)
     return [
-        f"{scale.cell(row.mean)} ({interval})" if report.by_context else interval,
+        _interval_cell(report, scale, row),
         say.probability(row.probability_best),
         "control" if is_control else say.probability(row.probability_beat_control),
         scale.loss_cell(row.expected_loss),
         "control" if is_control else _lift_cell(row),
     ]
+
+
+def _interval_heads(report: Report) -> tuple[str, str]:
+    """Heads of a rate's interval and of a lift with its own."""
+    interval = f"{100 * report.credibility:g} % interval"
+    what = f"all requests ({interval})" if report.by_context else interval
+    return what, f"lift ({interval})"
+
+
+def _interval_cell(
+    report: Report, scale: Scale, row: VariantRow | LevelRow | MetricRow
+) -> str:
+    """A rate's interval; where a context decided, with the rate that it is of."""
+    interval = scale.interval(row.interval_lower, row.interval_upper)
+    return f"{scale.cell(row.mean)} ({interval})" if report.by_context else interval
 
 
 def _lift_cell(row: VariantRow | LevelRow | MetricRow) -> str:

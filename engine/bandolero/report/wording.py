@@ -110,7 +110,7 @@ def scale_for(report: Report) -> Scale:
 
 def scale_for_metric(report: Report, metric: MetricTable) -> Scale:
     """The scale of a metric's rates."""
-    rates = (row.mean for row in metric.variants)
+    rates = (row.rate for row in metric.variants)
     return scale_of(metric.reward, report.currency, rates)
 
 
