@@ -186,14 +186,13 @@ class Supervisor:
         return [c for c in self._children if c.role == "api" and not c.is_leaving]
 
     def _end(self) -> None:
+        self._socket.close()  # the workers have their own, for as long as they take calls
         for role in STOP_ORDER:
             those = [c.process for c in self._children if c.role == role]
             for process in those:
                 process.terminate()
             for process in those:
                 _wait(process, STOP_TIMEOUT_S + self._settings.drain_delay_s)
-            if role == "api":
-                self._socket.close()  # else callers would wait for workers that are gone
         if self._embedded is not None:
             self._embedded.stop()
 
