@@ -195,6 +195,8 @@ def test_every_fault_is_listed_at_once() -> None:
         ({"allocation": {"sticky": "user"}}, "must be 'none' or 'unit'."),
         ({"policy": {"kind": "ucb"}}, "policy.kind == 'ucb', must be 'beta_thompson'"),
         ({"policy": {}}, "policy.kind is missing."),
+        ({"policy": "uniform"}, "policy == 'uniform', must be a mapping of fields."),
+        ({"variants": [1]}, "variants[0] == 1, must be a mapping of fields."),
         (
             {"context": [{"name": "hour"}], "policy": {"kind": "uniform"}},
             "context[0].kind is missing.",

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import re
+import socket
 from typing import Any
 
 import pytest
 
-from service_helpers import Answer, Running, experiment, needs_server
+from service_helpers import Answer, Running, experiment, needs_server, wait_for
 
 pytestmark = needs_server
 REPORT = "/v1/experiments/plain/report"
@@ -46,6 +48,22 @@ def test_broken_json_names_no_field(server: Running) -> None:
         answer = server.call("POST", VARIANTS, key=server.key(), raw=raw)
         assert told(answer, 400).startswith("the body is not JSON: ")
         assert answer.body["error"]["code"] == "malformed_json"
+
+
+def test_a_client_that_hangs_up_is_no_fault_of_ours(server: Running) -> None:
+    """A body that is cut off is dropped without a word in the log."""
+
+    def refused() -> int:
+        text = server.call("GET", "/metrics").body.decode()
+        found = re.search(r'refused_total\{code="disconnected"\} (\d+)', text)
+        return int(found[1]) if found else 0
+
+    before, began = refused(), server.log.stat().st_size
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        head = f"POST {VARIANTS} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n"
+        client.sendall(f"{head}authorization: Bearer {server.key()}\r\n\r\n{{".encode())
+    wait_for(lambda: refused() > before, 5, "the end of the connection is seen")
+    assert "Traceback" not in server.log.read_text()[began:]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def faults_of(items: Iterable[Mapping[str, Any]], document: str) -> list[Fault]:
 def _fault(item: Mapping[str, Any], document: str) -> Fault:
     field = _field_name(item["loc"])
     rule = re.sub(r"^\w+ should | after validation", "", str(item["msg"]))
+    rule = re.sub(r"a valid dictionary( or .*)?$", "a mapping of fields", rule)
     kind = item["type"]
     if kind == "missing":
         return Fault(field, f"{field} is missing.")

@@ -135,7 +135,9 @@ class Decider:
         columns = outcomes, ids, hidden, times, draws, kept
         self._all_decided(zip(*columns, strict=True))
         self.by_mode[outcomes[0].mode_and_serving] += len(outcomes)
-        self.ignored.update(what for context in contexts for what in context.ignored)
+        for context in contexts:
+            if context.ignored:
+                self.ignored.update(context.ignored)
         return [
             b'{"decision_id":"' + decision_id + outcome.tail
             for decision_id, outcome in zip(ids, outcomes, strict=True)

@@ -84,6 +84,11 @@ def not_decoded(error: Exception, field: str | None = None) -> ApiError:
     return ApiError(422, "invalid_request", f"{told}.", field or field_named_in(told))
 
 
+def cut_off() -> ApiError:
+    """The client hung up before its body was complete."""
+    return ApiError(400, "disconnected", "the request was cut off.")
+
+
 def unknown_experiment(experiment_id: str) -> ApiError:
     """No such experiment, or another tenant's: the answer must not tell which."""
     message = f"experiment == {experiment_id!r}, must be one of your experiments."

@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import Depends, Request
+from starlette.requests import ClientDisconnect
 
 from bandolero.documents import shown
-from bandolero_service.errors import NOT_JSON, ApiError, not_decoded
+from bandolero_service.errors import NOT_JSON, ApiError, cut_off, not_decoded
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -31,6 +32,8 @@ async def _json_object(request: Request) -> dict[str, Any]:
         return _decode(await request.body())
     except NOT_JSON as error:
         raise not_decoded(error) from None
+    except ClientDisconnect:
+        raise cut_off() from None
 
 
 JsonObject = Annotated[dict[str, Any], Depends(_json_object)]

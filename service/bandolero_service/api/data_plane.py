@@ -24,6 +24,7 @@ from bandolero_service.decide import Decider, DecideRequest, no_request
 from bandolero_service.errors import (
     NOT_JSON,
     ApiError,
+    cut_off,
     not_decoded,
     store_down,
     too_many,
@@ -228,7 +229,7 @@ class DataPlane:
         while len(body) <= self._max_body_bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ApiError(400, "disconnected", "the request was cut off.")
+                raise cut_off()
             body += bytes(message.get("body", b""))
             if not message.get("more_body", False):
                 break
