@@ -165,6 +165,7 @@ def test_links_do_not_lead_out_of_a_folder(lake: Lake, tmp_path: Path) -> None:
     (folder / "a.parquet").symlink_to(outside)
     (folder / "b.parquet").symlink_to(inside)
     (folder / "c").symlink_to(tmp_path)
+    (folder / "e.parquet").symlink_to(folder / "gone.parquet")
     (folder / "deep/d").symlink_to(folder)
     for name in ("_temporary/e.parquet", ".f.parquet", "README.md"):
         (folder / name).write_bytes(outside.read_bytes())
@@ -173,8 +174,27 @@ def test_links_do_not_lead_out_of_a_folder(lake: Lake, tmp_path: Path) -> None:
     assert told == {
         "a.parquet": (0, "is a link that leads out of its folder."),
         "c": (0, "is a link that leads out of its folder."),
+        "e.parquet": (0, "is a link that leads nowhere."),
         "in.parquet": (1, None),
+        "README.md": (0, None),
     }
+    assert found.passed_over == 1
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_folder_without_a_file_to_read_is_a_fault(
+    lake: Lake, tmp_path: Path, is_remote: bool
+) -> None:
+    """Empty, or with other files only: said, for a wrong folder is more likely than none."""
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    path = f"file://{folder}" if is_remote else str(folder)
+    for n_others in (0, 1):
+        found = take_in(lake, "events", [path])
+        assert (found.passed_over, found.bad_files) == (n_others, 1)
+        told = "is a folder without a file that ends with .parquet, .csv, .json,"
+        assert (found.files[-1].reason or "").startswith(told)
+        (folder / "notes.txt").write_text("no rows")
 
 
 def test_a_place_that_is_none_is_told(lake: Lake, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pyarrow import fs
 from bandolero.lake.catalog import Lake
 from bandolero_service.commands import Place, UsageError, apply_experiments
 from bandolero_service.embedded import EmbeddedStore
-from bandolero_service.loading import parse_share
+from bandolero_service.loading import REMEDY, parse_share
 from bandolero_service.settings import Settings
 from ingest_files import export, sale, shown, take_in
 from service_helpers import experiment, needs_server, short_folder
@@ -86,7 +86,7 @@ def test_what_became_of_files_is_told(run: Run, home: Path, tmp_path: Path) -> N
         "  1 refused: experiment_id == 'caps', must be an experiment of its tenant.",
         "  1 refused: mode == 'x', must be one of explore, holdout, fixed, fallback.",
         "1 row in, 3 refused to quarantine, 0 files refused",
-        "bandolero experiment apply, and hand the files in again: the rest comes in",
+        REMEDY,
     ]
     again = run("ingest", "decisions", str(path), *where)
     left = "3 rows are refused still: see quarantine/decisions/"

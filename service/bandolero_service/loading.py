@@ -30,6 +30,10 @@ from bandolero_service.experiments import checked_tenant
 from bandolero_service.ingesting import BusyError, ingest, known_experiments
 
 RULES_SHOWN = 5
+REMEDY = (
+    "rows of what is unknown come in when it is applied (bandolero experiment apply),"
+    " and the file ingested again"
+)
 
 
 def load(
@@ -113,20 +117,23 @@ def _of_tenant(mapping: Mapping, tenant: str | None) -> Mapping:
 
 def _tell(found: Ingested, table: str) -> None:
     for file in found.files:
+        if file.is_passed_over:
+            continue
         _say(f"{file.path}: {_line(file, table)}")
         for rule, n in list(file.rules.items())[:RULES_SHOWN]:
             _say(f"  {n:,} refused: {_broken(rule, file.examples.get(rule))}")
     left_out = f", {found.left_out:,} left out by the mapping" if found.left_out else ""
+    passed = f", {found.passed_over:,} of unknown ending passed over"
+    passed = passed if found.passed_over else ""
     _say(
         f"{_rows(found.accepted)} in, {found.refused:,} refused to quarantine{left_out},"
         f" {_counted(found.bad_files, 'file', 'files')} refused"
+        f"{passed}"
     )
     if any(
         rule.endswith(tuple(UNKNOWN.values())) for f in found.files for rule in f.rules
     ):
-        _say(
-            "bandolero experiment apply, and hand the files in again: the rest comes in"
-        )
+        _say(REMEDY)
 
 
 def _broken(rule: str, value: str | None) -> str:

@@ -69,7 +69,8 @@ class IngestedFile(NamedTuple):
 
     Rows that are in the lake now, in quarantine (by rule, each with the first value that
     broke it), and not meant by the mapping; `reason` is why none is in. One that was there before adds nothing but rows that had been
-    `refused` then and no longer are; `still_refused` are those that still are.
+    `refused` then and no longer are; `still_refused` are those that still are. One of a
+    folder that has no known ending is passed over.
     """
 
     path: str
@@ -82,6 +83,7 @@ class IngestedFile(NamedTuple):
     was_there: bool = False
     still_refused: int = 0
     is_over_limit: bool = False
+    is_passed_over: bool = False
 
 
 class Ingested(NamedTuple):
@@ -103,6 +105,11 @@ class Ingested(NamedTuple):
     def left_out(self) -> int:
         """Rows that the mapping did not mean."""
         return sum(file.left_out for file in self.files)
+
+    @property
+    def passed_over(self) -> int:
+        """Files of folders that were not opened."""
+        return sum(file.is_passed_over for file in self.files)
 
     @property
     def bad_files(self) -> int:
@@ -156,6 +163,8 @@ class Intake:
 
     def take_in(self, source: Source) -> IngestedFile:
         """Load one file."""
+        if not source.format and source.fault is None:
+            return IngestedFile(source.name, is_passed_over=True)
         try:
             if source.fault is not None:
                 raise UnreadableFileError(source.fault)

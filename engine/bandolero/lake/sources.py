@@ -33,7 +33,10 @@ class Version(NamedTuple):
 class Source(NamedTuple):
     """A file: what it is called, where it is, how it is read, or why it is not.
 
-    `base` is what its filesystem is opened with: a URI, or nothing for this machine's.
+    base
+        What its filesystem is opened with: a URI, or nothing for this machine's.
+    format
+        Nothing where it is not to be read: in a folder, and of no known ending.
     """
 
     name: str
@@ -74,17 +77,30 @@ class Source(NamedTuple):
 def sources_of(paths: Sequence[str | Path], lake: Storage) -> Iterator[Source]:
     """The files named, and those in the folders named, save for the lake's own.
 
-    In folders only files with a known ending are taken, and none that begin with a dot or
-    an underscore, or lie in such a folder: those are drafts and notes of their writers.
-    Links within a folder are passed over; those that lead out of it are faults.
+    In folders only files with a known ending are to be read, and none that begin with a dot
+    or an underscore, or lie in such a folder: those are drafts and notes of their writers.
+    Links within a folder are passed over; those that lead out of it, or nowhere, are faults,
+    and so is a folder without a file to read.
     """
     for path in paths:
         if "://" in str(path):
             yield from _remote(str(path), lake)
         elif Path(path).is_dir():
-            yield from _in_folder(Path(path), lake)
+            yield from _some(_in_folder(Path(path), lake), str(path))
         else:
             yield _local(Path(path))
+
+
+def _some(inside: Iterator[Source], folder: str) -> Iterator[Source]:
+    """The files of a folder, and a fault if none is to be read."""
+    is_empty = True
+    for source in inside:
+        is_empty = is_empty and not source.format
+        yield source
+    if is_empty:
+        endings = ", ".join(FORMATS)
+        fault = f"is a folder without a file that ends with {endings}."
+        yield Source(folder, "", "", "", fault)
 
 
 def _local(path: Path, fault: str | None = None) -> Source:
@@ -102,10 +118,12 @@ def _in_folder(folder: Path, lake: Storage) -> Iterator[Source]:
         for name in sorted([*names, *links]):
             path = where / name
             if path.is_symlink():
-                if not path.resolve().is_relative_to(folder.resolve()):
+                if not path.exists():
+                    yield _local(path, "is a link that leads nowhere.")
+                elif not path.resolve().is_relative_to(folder.resolve()):
                     yield _local(path, "is a link that leads out of its folder.")
-            elif _is_meant(name) and _is_known(name):
-                yield _local(path)
+            elif _is_meant(name):
+                yield Source(str(path), "", str(path.absolute()), _known_format(name))
 
 
 def _remote(uri: str, lake: Storage) -> Iterator[Source]:
@@ -121,6 +139,11 @@ def _remote(uri: str, lake: Storage) -> Iterator[Source]:
     if info.type != fs.FileType.Directory:
         yield Source(name, uri, path, _format(path))
         return
+    yield from _some(_below(name, uri, path, lake), name)
+
+
+def _below(name: str, uri: str, path: str, lake: Storage) -> Iterator[Source]:
+    filesystem, _ = fs.FileSystem.from_uri(uri)
     inside = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     for info in sorted(inside, key=lambda one: one.path):
         below = info.path.removeprefix(path)
@@ -130,22 +153,21 @@ def _remote(uri: str, lake: Storage) -> Iterator[Source]:
         )
         if info.type != fs.FileType.File or is_ours or not all(map(_is_meant, parts)):
             continue
-        if _is_known(parts[-1]):
-            full = f"{name.rstrip('/')}/{below.strip('/')}"
-            yield Source(full, uri, info.path, _format(info.path))
+        full = f"{name.rstrip('/')}/{below.strip('/')}"
+        yield Source(full, uri, info.path, _known_format(parts[-1]))
 
 
 def _is_meant(name: str) -> bool:
     return not name.startswith((".", "_"))
 
 
-def _is_known(name: str) -> bool:
-    return _ending(name) in FORMATS
-
-
 def _format(name: str) -> str:
-    """How a file is read; what has no known ending must be Parquet."""
-    return FORMATS.get(_ending(name), "parquet")
+    """How a file that was named is read; what has no known ending must be Parquet."""
+    return _known_format(name) or "parquet"
+
+
+def _known_format(name: str) -> str:
+    return FORMATS.get(_ending(name), "")
 
 
 def _ending(name: str) -> str:
