@@ -302,6 +302,25 @@ def test_refreshing_nothing_is_no_error(run: Run, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         told = json.loads(summary.read_text())
         assert (told["settled"], told["published"], told["bad_files"]) == (0, False, [])
+        assert f"the lake {folder}/d/lake holds nothing yet" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("refresh",), ("corrected",), ("replay", "--restore")]
+)
+def test_a_lake_that_is_not_there_is_told_and_not_made(
+    run: Run, alone: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Where it was named, or where it is only read."""
+    nowhere = tmp_path / "nowhere"
+    done = run(*command, "--data-dir", str(alone), "--lake", str(nowhere))
+    told = f"bandolero: lake == {str(nowhere)!r}, must hold a lake.\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    if command[0] == "corrected":
+        done = run(*command, "--data-dir", str(nowhere))
+        told = f"bandolero: the lake {nowhere}/lake has not been refreshed yet:"
+        assert (done.returncode, done.stderr.startswith(told)) == (1, True)
+    assert not nowhere.exists()
 
 
 # --- beside a server --------------------------------------------------------------------------------

@@ -16,13 +16,12 @@ _API_KEY = TypeAdapter(ApiKey)
 
 def restore(place: Place) -> None:
     """Rebuild a new store from the lake; fails where the lake has holes."""
-    from bandolero.lake.catalog import Lake
     from bandolero_service.new_store import NewStore
     from bandolero_service.restore import restore as run
 
-    lake = Lake(place.settings.lake_url)
+    lake = place.lake()
     if not (shards := lake.shards()):
-        raise CommandError(f"lake == {place.settings.lake_url!r}, must hold a lake.")
+        raise CommandError(f"lake == {lake.root!r}, must hold a lake.")
     with place.url() as url, closing(NewStore(url)) as store, _steps() as step:
         store.open(shards)
         restored, bad_files = run(store, lake, place.author(store), step)

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -33,6 +33,9 @@ from bandolero_service.rates import parse_rate
 from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings
 from bandolero_service.store import Store
+
+if TYPE_CHECKING:
+    from bandolero.lake.catalog import Lake
 
 REPORT_FORMATS = ("table", "json", "html", "csv", "parquet")
 WAIT_FOR_STORE_S = 10.0
@@ -77,6 +80,21 @@ class Place:
             yield embedded.url
         finally:
             embedded.stop()
+
+    def lake(self) -> "Lake":
+        """The lake; who writes to it first makes it, unless it was named.
+
+        Raises
+        ------
+        CommandError
+            When the one that was named is not there.
+        """
+        from bandolero.lake.catalog import Lake
+
+        lake = Lake(self.settings.lake_url)
+        if self.settings.lake and not lake.is_there:
+            raise CommandError(f"lake == {lake.root!r}, must hold a lake.")
+        return lake
 
     def root(self, store: Store) -> bytes:
         """The root secret, if it is the one of this store."""
@@ -167,14 +185,13 @@ def report(
 
 def replay(place: Place, experiment_id: str, tenant: str | None) -> None:
     """Fold the lake and compare; fails where the states differ."""
-    from bandolero.lake.catalog import Lake
     from bandolero.replay import replay as run
 
     with place.store() as store:
         record = _one(store, experiment_id, tenant)
     with _steps() as step:
         step("folding the lake")
-        found = run(record, Lake(place.settings.lake_url))
+        found = run(record, place.lake())
     version, n = found.snapshot.version, found.decisions
     if not found.same:
         bad = "".join(f"; {b.path}: {b.reason}" for b in found.bad_files)

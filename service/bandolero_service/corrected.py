@@ -7,13 +7,13 @@ from bandolero_service.commands import CommandError, Place, _say
 
 def list_corrected(place: Place, experiment_id: str | None, tenant: str | None) -> None:
     """A line a decision: what it was learned as, what it is, and why."""
-    from bandolero.lake.catalog import Lake
     from bandolero.lake.results import read_result
 
-    lake = Lake(place.settings.lake_url)
+    lake = place.lake()
     watermark_ms, audit = read_result(lake, "audit", tenant=tenant)
     if audit is None:
-        raise CommandError("the lake has not been refreshed yet: bandolero refresh.")
+        never = "has not been refreshed yet: bandolero refresh"
+        raise CommandError(f"the lake {lake.root} {never}.")
     rows = [
         row
         for row in audit.to_pylist()

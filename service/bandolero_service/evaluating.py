@@ -105,12 +105,11 @@ def _answer(
     from bandolero.evaluate.answer import evaluate_experiment
     from bandolero.evaluate.reading import NothingLoggedError
     from bandolero.evaluate.targets import TargetError
-    from bandolero.lake.catalog import Lake
 
     with place.store() as store:
         record = _one(store, experiment_id, tenant)
     now_ms = time.time_ns() // 1_000_000
-    lake = Lake(place.settings.lake_url)
+    lake = place.lake()
     try:
         with _steps() as step:
             return evaluate_experiment(

@@ -76,7 +76,6 @@ def refresh(
     engine: tuple[str, str, str],
 ) -> bool:
     """Run the nightly job once; whether all its priors passed the gates."""
-    from bandolero.lake.catalog import Lake
     from bandolero.lake.engines import EngineChoice, checked
     from bandolero.lake.traffic import TrafficRules
 
@@ -95,7 +94,7 @@ def refresh(
             raise CommandError(f"another refresh is running: wait for it; {killed}.")
         began = time.monotonic()
         records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
-        lake = Lake(place.settings.lake_url)
+        lake = place.lake()
         found = _computed(store, lake, records, until_ms, choice, rules, step)
         compacted = None
         if not dry_run:
@@ -104,7 +103,7 @@ def refresh(
             _publish(store, place.author(store), lake, found, tenant)
             compacted = _compacted(store, lake, found.refreshed.watermark_ms, step)
     told = _summary(found, dry_run, time.monotonic() - began)
-    told["compacted"] = compacted
+    told |= {"compacted": compacted, "lake": lake.root}
     if summary is not None:
         summary.write_text(json.dumps(told, indent=2))
     for line in _lines(told):
@@ -250,7 +249,8 @@ def _told(refit: "Refit") -> dict[str, Any]:
 def _lines(told: dict[str, Any]) -> Iterator[str]:
     """A summary for people: what there was, what is out of the ordinary, the priors."""
     if not told["watermark_ms"]:
-        yield "the lake holds nothing yet that is complete: nothing is settled"
+        nothing = "holds nothing yet that is complete: nothing is settled"
+        yield f"the lake {told['lake']} {nothing}"
         return
     at = datetime.fromisoformat(told["watermark"])
     dry = "" if told["published"] else " (dry run: nothing is published)"

@@ -10,20 +10,28 @@ from pyarrow import fs
 
 
 class Storage:
-    """A directory, or a prefix of any Arrow filesystem such as `s3://bucket/lake`."""
+    """A directory, or a prefix of any Arrow filesystem such as `s3://bucket/lake`.
+
+    It is made when something is first written to it.
+    """
 
     def __init__(self, where: str | Path) -> None:
         if "://" in str(where):
             self.filesystem, self.root = fs.FileSystem.from_uri(str(where))
         else:
-            root = Path(where).absolute()
-            root.mkdir(parents=True, exist_ok=True)
-            self.filesystem, self.root = fs.LocalFileSystem(), str(root)
+            root = str(Path(where).absolute())
+            self.filesystem, self.root = fs.LocalFileSystem(), root
 
     @property
     def is_local(self) -> bool:
         """Whether it is a folder of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything has been written to it."""
+        info = self.filesystem.get_file_info(self.root)
+        return bool(info.type == fs.FileType.Directory)
 
     def write_bytes(self, path: str, data: bytes, *, anew: bool = False) -> None:
         """Write a file so that it is there whole or not at all.
