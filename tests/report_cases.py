@@ -71,7 +71,7 @@ def report_of(
     correction = None
     if changes is not None:
         per_variant = {variant_id: dict(c) for variant_id, c in changes.items()}
-        correction = Correction("acme", "hero", NOW_MS, per_variant, {}, {})
+        correction = Correction("acme", "hero", NOW_MS, per_variant, {}, {}, {}, {})
     least: dict[str, Any] = {"decided": {}, "snapshot": None, "correction": correction}
     return build_report(record, epochs, generated_at_ms=NOW_MS, **(least | given))
 

@@ -13,7 +13,11 @@ from scipy import stats
 import reference
 from bandolero.inference.compare import compare_means, compare_rates
 from bandolero.inference.lift import lift_of_means, lift_of_rates, ratio_below
-from bandolero.inference.sample_ratio import SampleRatio, sample_ratio
+from bandolero.inference.sample_ratio import (
+    SampleRatio,
+    sample_ratio,
+    sample_ratio_by_weights,
+)
 from bandolero.quadrature import best_of, best_of_normals
 from reference import Kind
 
@@ -405,3 +409,33 @@ def test_rare_arms_are_tested_together() -> None:
     assert sample_ratio(healthy, e).df == 2
     assert sample_ratio(healthy, e).verdict == "ok"
     assert sample_ratio(np.array([[490, 490, *[6] * 10]]), e).verdict == "mismatch"
+
+
+def by_weights(p: Floats, n: int, seed: int, lost: float = 0.0) -> SampleRatio:
+    """The check of n draws by one vector, of which some of the first arm's got lost."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, p).astype(float)
+    counts[0] -= rng.binomial(int(counts[0]), lost)
+    among = np.full(len(p), counts.sum())
+    return sample_ratio_by_weights(among, counts, counts / p, counts / p**2)
+
+
+def test_split_by_weights_finds_lost_draws_and_little_else() -> None:
+    """Of 1,000 healthy logs at most a few have p < 0.01; a fifth of an arm's draws lost is
+    seen in each of 20."""
+    p = np.array([0.25, 0.25, 0.45, 0.05])
+    healthy = [by_weights(p, 1000, seed).p_value for seed in range(1000)]
+    assert np.mean(np.array(healthy) < 0.01) < 0.02
+    for seed in range(20):
+        assert by_weights(p, 5000, seed, lost=0.2).verdict == "mismatch"
+
+
+def test_split_by_weights_says_nothing_of_uneven_propensities() -> None:
+    """Where a few large weights decide, and where draws are few, nothing is tested."""
+    weights = np.concatenate([np.full(900, 1.1), np.full(3, 40.0)])
+    sums = np.array([[weights.sum()], [(weights**2).sum()]])
+    uneven = sample_ratio_by_weights(np.array([5000.0]), np.array([903.0]), *sums)
+    few = sample_ratio_by_weights(
+        np.array([40.0]), np.array([5.0]), np.array([20.0]), np.array([80.0])
+    )
+    assert (uneven.verdict, few.verdict) == ("too few", "too few")

@@ -80,7 +80,9 @@ def changes(**measures: float) -> dict[str, float]:
 def test_nothing_late_is_nothing_to_correct(tmp_path: Path) -> None:
     """Where all came in time the correction is empty, and yet there is one."""
     found = refreshed(tmp_path, [decision()], [event()])
-    assert found.corrections == [Correction("acme", "hats", UNTIL_MS, {}, {}, {})]
+    assert found.corrections == [
+        Correction("acme", "hats", UNTIL_MS, {}, {}, {}, {}, {})
+    ]
     assert (found.decisions, found.events, found.settled) == (1, 1, 1)
     assert found.late_events == 0
 
@@ -162,7 +164,7 @@ def test_empty_lake_is_no_fault(tmp_path: Path) -> None:
     """Refreshing nothing, or for nobody, finds nothing."""
     found = refresh(Lake(tmp_path), [record_of(CLICKS)])
     assert (found.watermark_ms, found.settled, found.rollups.num_rows) == (0, 0, 0)
-    assert found.corrections == [Correction("acme", "hats", 0, {}, {}, {})]
+    assert found.corrections == [Correction("acme", "hats", 0, {}, {}, {}, {}, {})]
     lake = lake_of(tmp_path / "full", [decision()], [event()])
     assert refresh(lake, []).corrections == []
 

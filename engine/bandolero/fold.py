@@ -55,7 +55,9 @@ class Correction(NamedTuple):
     changes: for each variant that changed, the differences of `MEASURES`. faded: the
     same where data fade, each trial counting as much as it still does at the watermark;
     empty where they do not. by_context: what else changed where a context decided
-    (`lake.context_changes`); empty elsewhere.
+    (`lake.context_changes`); empty elsewhere. unlearned: decisions that the live fold
+    never learned. split: what the sample-ratio check takes of those from files
+    (`lake.splits.split_of`).
     """
 
     tenant_id: str
@@ -64,6 +66,8 @@ class Correction(NamedTuple):
     changes: dict[str, dict[str, float]]
     faded: dict[str, dict[str, float]]
     by_context: dict[str, dict[str, list[float]]]
+    unlearned: dict[str, int]
+    split: dict[str, list[float]]
 
 
 def init_fold(experiment: Experiment) -> Fold:

@@ -46,6 +46,15 @@ SPLIT_DAYS = 7
 past."""
 
 
+CORRECTED = (
+    "watermark_ms",
+    "changes",
+    "faded",
+    "by_context",
+    "unlearned",
+    "split",
+)
+"""What the store keeps of a correction, beside metrics."""
 OUTCOMES = {
     "published": "is version {version}",
     "unchanged": "as it was",
@@ -137,27 +146,32 @@ def _computed(
     with open_engine(choice) as engine:
         found = run(lake, records, until_ms, step, rules, engine)
     step("fitting priors")
-    splits = dict(_splits(store, records, found.watermark_ms))
+    splits = dict(_splits(store, records, found))
     night = Night(found.watermark_ms, found.rollups, found.stages, splits)
     return Found(found, refit(records, night, priors.books(store)))
 
 
 def _splits(
-    store: Store, records: Sequence[ExperimentRecord], watermark_ms: int
+    store: Store, records: Sequence[ExperimentRecord], found: "Refreshed"
 ) -> Iterator[tuple[tuple[str, str], float]]:
     """p-values of the newest days' split, of the experiments where it can be checked."""
     from bandolero.epochs import DAY_MS
-    from bandolero.report.counts import check_split, within
+    from bandolero.lake.splits import split_of, splits_of
+    from bandolero.report.counts import COMBINED, INGESTED, check_split, within
 
-    since = watermark_ms // DAY_MS - SPLIT_DAYS
+    since = found.watermark_ms // DAY_MS - SPLIT_DAYS
     for record in records:
         name = name_of(record.tenant, record.experiment_id)
         shard = store.shard(record.tenant, record.experiment_id)
-        n_arms = len(record.spec.variants)
-        epochs = within(epochs_of(store, shard, name), n_arms, since, None)
-        strata = check_split(record, epochs).strata
-        if strata and (p_value := strata[-1].p_value) is not None:
-            yield (record.tenant, record.experiment_id), p_value
+        ids = record.spec.variant_ids
+        epochs = within(epochs_of(store, shard, name), len(ids), since, None)
+        ingested = split_of(splits_of(found.splits, record), ids, since)
+        strata = check_split(record, epochs, ingested).strata
+        whole = [s.p_value for s in strata if s.mode in (COMBINED, INGESTED)]
+        p_values = [p for p in whole if p is not None]
+        if p_values:
+            least = min(1.0, len(p_values) * min(p_values))
+            yield (record.tenant, record.experiment_id), least
 
 
 def _publish(
@@ -170,8 +184,7 @@ def _publish(
     tables = {name: getattr(refreshed, name) for name in RESULTS}
     write_results(lake, refreshed.watermark_ms, tables, tenant)
     for correction in found.refreshed.corrections:
-        names = ("watermark_ms", "changes", "faded", "by_context")
-        body = {name: getattr(correction, name) for name in names}
+        body = {name: getattr(correction, name) for name in CORRECTED}
         tenant, experiment_id = correction.tenant_id, correction.experiment_id
         body["metrics"] = found.refreshed.metrics.get((tenant, experiment_id), {})
         shard = store.shard(tenant, experiment_id)

@@ -106,6 +106,8 @@ def _correction(record: ExperimentRecord, body: dict[str, Any]) -> Correction:
         body["changes"],
         body.get("faded", {}),
         body.get("by_context", {}),
+        body.get("unlearned", {}),
+        body.get("split", {}),
     )
 
 

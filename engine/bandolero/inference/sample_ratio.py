@@ -22,6 +22,10 @@ LOG_E_VALUE_MAX = float(np.log(1000.0))
 """A larger e-value is one: one healthy experiment in a thousand, over all looks."""
 EXPECTED_MIN = 5.0
 """Arms expected to be drawn less often are tested together, as chi-square asks."""
+WEIGHED_MIN = 20.0
+"""The same where only the drawn arm's propensity is known, for that says less of variance."""
+EVEN_MIN = 0.8
+"""Propensities are even if (sum w)^2 / sum w^2 is so large a share of the decisions."""
 PRIOR_DECISIONS = 100.0
 """How many decisions the e-value's prior belief in the logged split weighs."""
 
@@ -90,7 +94,7 @@ def sample_ratio(counts: Ints, probabilities: Floats) -> SampleRatio:
 
 
 def sample_ratio_by_moments(
-    counts: Ints, expected: Floats, variance: Floats
+    counts: Ints | Floats, expected: Floats, variance: Floats
 ) -> SampleRatio:
     """The same test where every decision had probabilities of its own.
 
@@ -123,6 +127,37 @@ def sample_ratio_by_moments(
     p_value = min(1.0, float(chdtrc(1, chi2)) * n_tests)
     verdict: Verdict = "mismatch" if p_value < P_VALUE_MIN else "ok"
     return SampleRatio(chi2, 1, p_value, n_tests, np.nan, verdict)
+
+
+def sample_ratio_by_weights(
+    among: Floats, counts: Floats, weights: Floats, weights_squared: Floats
+) -> SampleRatio:
+    """The same test where only the drawn arm's propensity is known, w = 1 / propensity.
+
+    An arm's w sum to as many decisions as it was drawn among, in expectation. Sums are
+    counted in decisions of its typical propensity, sum w / sum w^2. Where propensities
+    vary much the rare large w decide, and nothing is tested (`EVEN_MIN`).
+
+    Parameters
+    ----------
+    among
+        (n_arms,), decisions at which the arm could have been drawn.
+    counts, weights, weights_squared
+        (n_arms,), each arm's own decisions, and their sums of w and w^2.
+
+    Examples
+    --------
+    >>> counts, among = np.array([530.0, 470.0]), np.array([1000.0, 1000.0])
+    >>> sample_ratio_by_weights(among, counts, counts / 0.5, counts / 0.25)
+    SampleRatio(chi2=3.6, df=1, p_value=0.11..., log_e_value=nan, verdict='ok')
+    """
+    drawn = weights_squared > 0.0
+    share = np.divide(weights, weights_squared, out=np.zeros_like(weights), where=drawn)
+    expected = among * share
+    variance = expected * (1.0 - share)
+    is_even = (weights * share).sum() >= EVEN_MIN * counts.sum()
+    variance = np.where((variance >= WEIGHED_MIN) & is_even, variance, 0.0)
+    return sample_ratio_by_moments(weights * share, expected, variance)
 
 
 def _chi_square(n: Floats, e: Floats) -> tuple[float, int]:

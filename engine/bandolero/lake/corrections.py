@@ -16,6 +16,7 @@ from bandolero.lake.context_changes import changes_by_context
 from bandolero.lake.engines import Engine
 from bandolero.lake.measures import in_order
 from bandolero.lake.settling import EXPERIMENT, half_life_s, quiet
+from bandolero.lake.splits import split_of, splits_of
 from bandolero.lake.traffic import REPEATED
 
 AUDIT_TABLE = pa.schema(
@@ -62,6 +63,7 @@ def corrections_of(
     closed: ir.Table,
     settled: ir.Table,
     untold: ir.Table,
+    splits: pa.Table,
     records: Sequence[ExperimentRecord],
     watermark_ms: int,
 ) -> list[Correction]:
@@ -75,6 +77,8 @@ def corrections_of(
         Those of them that something was told of, from `without_invalid`.
     untold
         All by variant, as if nothing had been told of them; from `roll_up`.
+    splits
+        Rows of `SPLITS_TABLE` of `lake.splits`.
     """
     changed = engine.keep(_changed(settled))
     by_variant = _by_variant(_differences(changed), untold)
@@ -89,6 +93,8 @@ def corrections_of(
             {},
             {},
             by_context.get((r.tenant, r.experiment_id), {}),
+            {},
+            _split(r, splits),
         )
         for r in records
     }
@@ -101,7 +107,22 @@ def corrections_of(
             found[key].changes[row["variant_id"]] = facts
             if key in fading:
                 found[key].faded[row["variant_id"]] = faded
+    never = engine.to_arrow(untold.filter(untold.unlearned > 0))
+    for row in in_order(never, (*EXPERIMENT, "variant_id")).to_pylist():
+        mine = found[row["tenant_id"], row["experiment_id"]].unlearned
+        mine[row["variant_id"]] = row["unlearned"]
     return list(found.values())
+
+
+def _split(record: ExperimentRecord, splits: pa.Table) -> dict[str, list[float]]:
+    """`split_of` an experiment, by variant that was drawn."""
+    ids = record.spec.variant_ids
+    split = split_of(splits_of(splits, record), ids)
+    return {
+        v: column.tolist()
+        for v, column in zip(ids, split.T, strict=True)
+        if column.any()
+    }
 
 
 def _differs(settled: ir.Table) -> ir.BooleanValue:

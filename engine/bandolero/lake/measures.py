@@ -47,8 +47,8 @@ def measures_by(closed: ir.Table, settled: ir.Table, keys: Sequence[str]) -> ir.
 def untold_by(closed: ir.Table, keys: Sequence[str]) -> ir.Table:
     """Measures by some keys as if nothing had been told of any decision.
 
-    Adds began_ms, when the first was made; unlearned_trials, those that the live fold
-    never learned; and faded_trials, what is left of these at the watermark.
+    Adds began_ms, when the first was made; unlearned, how many the live fold never
+    learned; unlearned_trials, as trials; faded_trials, what is left of these by now.
     """
     e, trial = closed.propensity, quiet(closed)
     unlearned = trial & (closed.live_cut_ms < 0)
@@ -60,6 +60,7 @@ def untold_by(closed: ir.Table, keys: Sequence[str]) -> ir.Table:
         trials=trial.sum(),
         weights=(1.0 / e).sum(where=trial),
         weights_squared=(1.0 / (e * e)).sum(where=trial),
+        unlearned=(closed.live_cut_ms < 0).sum(),
         unlearned_trials=unlearned.sum(),
         faded_trials=ibis.ifelse(unlearned, closed.weight, 0.0).sum(),
     )

@@ -34,6 +34,7 @@ from bandolero.lake.settling import (
     objectives_of,
     settle_twice,
 )
+from bandolero.lake.splits import splits_by_day
 from bandolero.lake.stages import stages_by
 from bandolero.lake.traffic import NO_RULES, TrafficRules, without_invalid
 from bandolero.log import DECISIONS_TABLE, EVENTS_TABLE
@@ -53,7 +54,7 @@ READ = (
     "context",
     "propensity",
 )
-"""Columns of decisions that a refresh needs."""
+"""Columns of decisions that a refresh needs, as they are."""
 
 
 class Refreshed(NamedTuple):
@@ -62,6 +63,7 @@ class Refreshed(NamedTuple):
     decisions, events: rows read. settled: decisions that closed by the watermark.
     repeated: rows of a decision that is counted already (`lake.repeats`).
     rollups, segments: rows of `ROLLUPS_TABLE` and `SEGMENTS_TABLE` of `lake.rollups`.
+    splits: of `SPLITS_TABLE` of `lake.splits`.
     audit: of `AUDIT_TABLE` of `lake.corrections`. metrics: by tenant and experiment.
     """
 
@@ -75,6 +77,7 @@ class Refreshed(NamedTuple):
     rollups: pa.Table
     segments: pa.Table
     stages: pa.Table
+    splits: pa.Table
     metrics: dict[tuple[str, str], MetricSums]
     audit: pa.Table
     bad_files: list[BadFile]
@@ -125,7 +128,8 @@ def _night(
         )
         progress("looking for repeats")
         rows, repeated = _each_once(engine, made)
-        decisions = rows.select(*READ, "is_live")
+        n_eligible = rows.eligible.length().cast("int32")  # as Spark has it
+        decisions = rows.select(*READ, "is_live", n_eligible=n_eligible)
         events = _rows(engine, told, EVENTS_TABLE)
         asked = engine.table(objectives_of(records))
         closed = closed_decisions(decisions, asked, watermark_ms)
@@ -139,8 +143,9 @@ def _night(
         metrics = metric_sums(engine, decisions, events, out, records, watermark_ms)
         progress("correcting")
         late = engine.to_arrow(settled.aggregate(n=settled.n_late.sum()))
+        splits = splits_by_day(engine, closed)
         corrections = corrections_of(
-            engine, closed, settled, rolled.untold, records, watermark_ms
+            engine, closed, settled, rolled.untold, splits, records, watermark_ms
         )
         audit = engine.to_arrow(audit_of(settled)).cast(AUDIT_TABLE)
     return Refreshed(
@@ -154,6 +159,7 @@ def _night(
         rollups=rolled.rollups,
         segments=rolled.segments,
         stages=stages,
+        splits=splits,
         metrics=metrics,
         audit=in_order(audit, AUDIT_TABLE.names[:3]),
         bad_files=made.bad + told.bad,

@@ -124,6 +124,7 @@ def _untold(
 def _by_variant(untold: ir.Table) -> ir.Table:
     return untold.group_by(*EXPERIMENT, "variant_id").aggregate(
         began_ms=untold.began_ms.min(),
+        unlearned=untold.unlearned.sum().cast("int64"),
         unlearned_trials=untold.unlearned_trials.sum().cast("int64"),
         faded_trials=untold.faded_trials.sum(),
     )

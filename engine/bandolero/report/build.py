@@ -12,6 +12,7 @@ from bandolero.report.counts import (
     Counts,
     check_split,
     corrected,
+    ingested_split,
     rate_of,
     summed,
     traffic_of,
@@ -40,7 +41,7 @@ def build_report(
     """Everything that is known of an experiment, as plain data.
 
     Counts are of settled decisions in the modes explore, holdout and fixed, which are
-    all that epochs hold. The posterior is the policy's base prior plus these data.
+    all that epochs and corrections hold. The posterior is the policy's base prior plus these data.
 
     Parameters
     ----------
@@ -64,13 +65,15 @@ def build_report(
     by_day = from_day is not None or to_day is not None
     chosen = within(epochs, n_arms, from_day, to_day)
     counts, added = summed(chosen, n_arms), None
+    check = check_split(record, chosen)
     if correction is not None and not by_day:
         counts, added = corrected(counts, record, correction)
+        ingested = ingested_split(record, correction)
+        check = check_split(record, chosen, ingested, added.decisions)
     settled = summed(within(epochs, n_arms, None, None), n_arms).decisions
     pending = _pending(record, decided, settled)
     rows = _rows(record, counts, pending, snapshot)
     totals = _totals(rows)
-    check = check_split(record, chosen)
     left_out = by_day and correction is not None and bool(correction.changes)
     mismatch = check.verdict == "mismatch"
     days = from_day, to_day

@@ -8,11 +8,16 @@ import numpy as np
 from bandolero.epochs import Epoch, moments_of, padded
 from bandolero.experiment import ExperimentRecord
 from bandolero.fold import Correction
-from bandolero.inference.sample_ratio import sample_ratio, sample_ratio_by_moments
+from bandolero.inference.sample_ratio import (
+    SampleRatio,
+    sample_ratio,
+    sample_ratio_by_moments,
+    sample_ratio_by_weights,
+)
 from bandolero.policies.base import Floats, Ints
 from bandolero.report.model import Corrected, SampleRatioCheck, Stratum, Traffic
 
-COMBINED = "combined"
+COMBINED, INGESTED = "combined", "ingested"
 HOLDOUT = "holdout"
 MIN_DAYS = 4
 """With fewer days than this, traffic is told by epochs in a row instead."""
@@ -90,6 +95,7 @@ def corrected(
     trials = differences("trials").astype(np.int64)
     impressions = differences("impressions").astype(np.int64)
     rewards = differences("rewards_micros") / 1e6
+    unlearned = [correction.unlearned.get(v, 0) for v in record.spec.variant_ids]
     moments = counts.moments
     if moments is not None:
         moments = moments.copy()
@@ -102,6 +108,7 @@ def corrected(
         moments[2:, counts.trials + trials <= 0] = 0.0
     after = counts._replace(
         moments=moments,
+        decisions=counts.decisions + np.array(unlearned, np.int64),
         trials=counts.trials + trials,
         impressions=counts.impressions + impressions,
         rewards=counts.rewards + rewards,
@@ -110,32 +117,58 @@ def corrected(
     return after, Corrected(
         watermark_ms=correction.watermark_ms,
         variants=sum(any(change.values()) for change in changes),
+        decisions=sum(unlearned),
         trials=int(trials.sum()),
         impressions=int(impressions.sum()),
         rewards=float(rewards.sum()),
     )
 
 
-def check_split(record: ExperimentRecord, epochs: Sequence[Epoch]) -> SampleRatioCheck:
-    """Whether decisions split as logged: by mode, and all modes together.
+def ingested_split(record: ExperimentRecord, correction: Correction) -> Floats:
+    """`Correction.split` by arm, (4, n_arms)."""
+    none = [0.0] * 4
+    columns = [correction.split.get(v, none) for v in record.spec.variant_ids]
+    return np.array(columns, np.float64).T
+
+
+def check_split(
+    record: ExperimentRecord,
+    epochs: Sequence[Epoch],
+    ingested: Floats | None = None,
+    unlearned: int = 0,
+) -> SampleRatioCheck:
+    """Whether decisions split as logged: those from files, by mode, and all modes together.
 
     Against the logged propensities, because equal shares are not what a bandit gives.
+
+    Parameters
+    ----------
+    ingested
+        What `sample_ratio_by_weights` takes, (4, n_arms); default: nothing ingested.
+    unlearned
+        Decisions that no epoch holds, the ingested ones among them.
     """
     drawn = sorted((e for e in epochs if e.decisions.any()), key=_time)
     known = [epoch for epoch in drawn if epoch.is_known]
     n_known = sum(int(e.decisions.sum()) for e in known)
-    unknown = sum(int(e.decisions.sum()) for e in epochs) - n_known
+    unknown = sum(int(e.decisions.sum()) for e in epochs) - n_known + unlearned
     if record.spec.allocation.sticky == "unit":
         return SampleRatioCheck("not checked", (), unknown, STICKY_REASON)
-    if n_known == 0:
+    strata = []
+    if ingested is not None and ingested.any():
+        n_ingested = int(ingested[1].sum())
+        unknown = max(unknown - n_ingested, 0)
+        strata = [_told(INGESTED, n_ingested, sample_ratio_by_weights(*ingested))]
+    if known:
+        modes = sorted({epoch.mode for epoch in known})
+        strata += [_stratum(m, [e for e in known if e.mode == m]) for m in modes]
+        strata.append(_stratum(COMBINED, known))
+    if not strata:
         reason = UNKNOWN_REASON if unknown else NONE_REASON
         return SampleRatioCheck("not checked", (), unknown, reason)
-    modes = sorted({epoch.mode for epoch in known})
-    strata = [_stratum(m, [e for e in known if e.mode == m]) for m in modes]
-    together = _stratum(COMBINED, known)
-    mismatch = any(s.verdict == "mismatch" for s in (*strata, together))
-    verdict = "mismatch" if mismatch else together.verdict
-    return SampleRatioCheck(verdict, (*strata, together), unknown, "")
+    mismatch = any(s.verdict == "mismatch" for s in strata)
+    verdict = "mismatch" if mismatch else strata[-1].verdict
+    return SampleRatioCheck(verdict, tuple(strata), unknown, "")
 
 
 def _stratum(mode: str, epochs: Sequence[Epoch]) -> Stratum:
@@ -145,9 +178,13 @@ def _stratum(mode: str, epochs: Sequence[Epoch]) -> Stratum:
         result = sample_ratio_by_moments(decisions.sum(axis=0), expected, variance)
     else:
         result = sample_ratio(decisions, np.array([e.probabilities for e in epochs]))
+    return _told(mode, int(decisions.sum()), result)
+
+
+def _told(mode: str, decisions: int, result: SampleRatio) -> Stratum:
     return Stratum(
         mode=mode,
-        decisions=int(decisions.sum()),
+        decisions=decisions,
         chi2=_finite(result.chi2),
         df=result.df,
         p_value=_finite(result.p_value),

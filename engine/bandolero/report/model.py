@@ -174,7 +174,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Stratum:
-    """The sample-ratio check of one mode, or of all together (mode `combined`).
+    """The sample-ratio check of one mode, of all (`combined`), of files (`ingested`).
 
     p_value: right at one look, and corrected for `n_tests`: where a context decided, each
     variant is tested alone, and chi2 and p_value are of the one that is furthest off.
@@ -196,7 +196,7 @@ class Stratum:
 class SampleRatioCheck:
     """Whether decisions split as the logged propensities said they would.
 
-    strata: one a mode, then `combined`. unknown: decisions left out because their
+    strata: `ingested`, one a mode, then `combined`, as far as there are any. unknown: decisions left out because their
     probabilities are not known. reason: why there was no check, else empty.
     """
 
@@ -208,10 +208,14 @@ class SampleRatioCheck:
 
 @dataclass(frozen=True)
 class Corrected:
-    """What the refresh added to the report; net differences, so they may be negative."""
+    """What the refresh added to the report; net differences, so they may be negative.
+
+    decisions: those that the live fold never learned, ingested ones for instance.
+    """
 
     watermark_ms: int
     variants: int
+    decisions: int
     trials: int
     impressions: int
     rewards: float

@@ -62,8 +62,16 @@ class Facts(NamedTuple):
 
     @property
     def adaptive(self) -> bool:
-        """Whether traffic followed the results."""
-        return self.spec.policy.kind not in {"fixed", "uniform"}
+        """Whether traffic followed the results: that of files was not our policy's."""
+        kind = self.spec.policy.kind
+        return (
+            kind not in {"fixed", "uniform"} and self.unlearned < self.totals.decisions
+        )
+
+    @property
+    def unlearned(self) -> int:
+        """Decisions that the live fold never learned."""
+        return 0 if self.correction is None else self.correction.decisions
 
 
 class Words(NamedTuple):
@@ -258,18 +266,31 @@ def _time_notes(facts: Facts) -> Iterator[str]:
             f"{amount(facts.totals.pending, 'decision')} {be} pending: the attribution "
             f"window of {window} has not closed, and no other number counts them."
         )
-    added = facts.correction
-    if added is not None and added.variants:
-        yield (
-            f"Late events, refunds and retractions up to {moment(added.watermark_ms)} "
-            f"are included; they changed the totals by {_signed(added.trials)} trials "
-            f"and {_signed(added.rewards)} rewards."
-        )
+    if facts.correction is not None and facts.correction.variants:
+        yield _added(facts.correction)
     if facts.left_out:
         yield (
             "Late events, refunds and retractions are left out, because the report is "
             "restricted to some days; the report of all days has them."
         )
+
+
+def _added(added: Corrected) -> str:
+    """What the newest refresh knew beyond the live counts, as a sentence."""
+    until = f"up to {moment(added.watermark_ms)}"
+    if not added.decisions:
+        return (
+            f"Late events, refunds and retractions {until} "
+            f"are included; they changed the totals by {_signed(added.trials)} trials "
+            f"and {_signed(added.rewards)} rewards."
+        )
+    be = "was" if added.decisions == 1 else "were"
+    return (
+        f"{amount(added.decisions, 'decision')} {be} not learned live, but counted by the "
+        "refresh (ingested from files, or logged over an hour late). With late events, "
+        f"refunds and retractions {until} that changed the totals by "
+        f"{_signed(added.trials)} trials and {_signed(added.rewards)} rewards."
+    )
 
 
 def _signed(value: float) -> str:

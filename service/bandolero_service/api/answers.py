@@ -82,6 +82,7 @@ class ShownCorrection(TypedDict):
 
     watermark: str
     variants: int
+    decisions: int
     trials: int
     impressions: int
     rewards: float

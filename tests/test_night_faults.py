@@ -1,0 +1,116 @@
+"""A night that something is wrong with: what is told, and what is not published."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bandolero.lake.catalog import INGESTED, Lake
+from bandolero_service import priors
+from bandolero_service.commands import CommandError, Place
+from bandolero_service.embedded import EmbeddedStore
+from bandolero_service.refreshing import refresh
+from bandolero_service.reporting import report_of
+from bandolero_service.settings import Settings
+from bandolero_service.store import Store
+from strategies import START_MS, Row, decision, decisions_table, event, events_table
+from test_prior_publishing import begin
+
+N_EXPERIMENTS, N_VARIANTS, N_DECISIONS = 6, 4, 100
+
+
+def history() -> tuple[list[Row], list[Row]]:
+    """Decisions of an even split, and clicks on a tenth of them."""
+    made, told = [], []
+    for x, v, i in product(range(N_EXPERIMENTS), range(N_VARIANTS), range(N_DECISIONS)):
+        names = {"decision_id": f"{x}-{v}-{i}", "experiment_id": f"past{x}"}
+        made.append(decision(variant_id=f"v{v}", **names, propensity=0.25))
+        if i % 10 == 0:
+            told.append(event(**names))
+    return made, told
+
+
+class Night:
+    """A store with experiments, a lake of files, and the nightly job."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        self.place = place
+        self.lake = Lake(place.settings.lake_url)
+        self._summary = folder / "summary.json"
+
+    def ingest(self, table: str, rows: list[Row], name: str = "0123456789ab") -> None:
+        """List rows as those of a file of strangers."""
+        tables = {"decisions": decisions_table, "events": events_table}
+        shard = f"{INGESTED}{table}-{name}"
+        self.lake.commit(shard, 0, START_MS, {table: tables[table](rows)})
+
+    def __call__(
+        self, until: str | None = None, dry_run: bool = False, tenant: str | None = None
+    ) -> tuple[bool, Any]:
+        """Whether all passed the gates, and the summary."""
+        engine = "duckdb", "1GB", "local[*]"
+        passed = refresh(self.place, tenant, until, dry_run, self._summary, engine)
+        return passed, self.summary
+
+    @property
+    def summary(self) -> Any:
+        """The last night's."""
+        return json.loads(self._summary.read_text())
+
+
+@pytest.fixture
+def night(store: Store, embedded: EmbeddedStore, tmp_path: Path) -> Night:
+    """With experiments that have begun."""
+    for x in range(N_EXPERIMENTS):
+        begin(store, f"past{x}", n=N_VARIANTS)
+    settings = Settings(store=embedded.url, data_dir=tmp_path / "d", shards=4)
+    return Night(Place(settings), tmp_path)
+
+
+# --- the split of ingested decisions ----------------------------------------------------------
+
+
+def report(store: Store, name: str = "past0") -> Any:
+    """An experiment's report."""
+    record = store.record("acme", name)
+    assert record is not None
+    return report_of(store, record)
+
+
+def test_lost_rows_of_a_file_keep_the_prior_back(night: Night, store: Store) -> None:
+    """Half of a variant's rows are gone, the logged propensity is as it was: the gate of
+    the sample ratio blocks, and the report says what is wrong."""
+    made, told = history()
+    kept = [row for i, row in enumerate(made) if row["variant_id"] != "v0" or i % 2]
+    night.ingest("decisions", kept)
+    night.ingest("events", told)
+    passed, summary = night()
+    assert not passed
+    for prior in summary["priors"].values():
+        assert [g["gate"] for g in prior["gates"] if g["blocks"]] == ["sample ratio"]
+    assert priors.books(store) == {}
+    found = report(store)
+    assert (found.verdict, found.sample_ratio.verdict) == ("mismatch", "mismatch")
+    assert [s.mode for s in found.sample_ratio.strata] == ["ingested"]
+
+
+def test_a_whole_file_is_counted_and_checked(night: Night, store: Store) -> None:
+    """Decisions of files are decisions, their split is checked, and no word says that our
+    policy moved their traffic or that late events brought them."""
+    made, told = history()
+    night.ingest("decisions", made)
+    night.ingest("events", told)
+    passed, summary = night()
+    assert passed
+    for prior in summary["priors"].values():
+        assert prior["gates"][0]["message"].startswith("p = 1 over 6 experiments")
+    found = report(store)
+    assert found.totals.decisions == found.totals.trials == N_VARIANTS * N_DECISIONS
+    assert [row.decisions for row in found.variants] == [N_DECISIONS] * N_VARIANTS
+    assert found.sample_ratio.verdict == "ok"
+    assert found.sample_ratio.unknown == 0
+    notes = " ".join(found.notes)
+    assert "400 decisions were not learned live" in notes
+    assert "Traffic followed" not in notes
