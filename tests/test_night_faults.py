@@ -9,7 +9,7 @@ import pytest
 
 from bandolero.lake.catalog import INGESTED, Lake
 from bandolero_service import priors
-from bandolero_service.commands import CommandError, Place
+from bandolero_service.commands import Place
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.refreshing import refresh
 from bandolero_service.reporting import report_of

@@ -95,7 +95,8 @@ def test_corrections_are_added() -> None:
     assert row.impressions == 5
     told = to_json(report)["correction"]
     assert told.pop("watermark") == "2026-11-18T11:06:40.123Z"
-    assert told == {"variants": 1, "trials": 2, "impressions": 1, "rewards": 3.0}
+    added = {"variants": 1, "trials": 2, "impressions": 1, "rewards": 3.0}
+    assert told == {"decisions": 0, **added}
     assert has_note(report, "+2 trials and +3 rewards")
 
 
