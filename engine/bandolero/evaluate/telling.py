@@ -79,7 +79,7 @@ def _table(estimates: dict[str, Estimate]) -> Iterator[str]:
     yield f"{'':20} {'value':>9}  {bounds} over the value as logged"
     for name, one in estimates.items():
         bounds = f"{_bounds(one.bootstrap, 6):22} {_bounds(one.bernstein, 6):22}"
-        ratio = f"{one.relative:.6f} {_bounds(one.relative_interval, 3)}"
+        ratio = f"{one.relative:.3f} {_bounds(one.relative_interval, 3)}"
         yield f"{MEANINGS[name]:20} {one.value:9.6f}  {bounds} {ratio}"
 
 

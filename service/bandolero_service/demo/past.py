@@ -18,7 +18,7 @@ from bandolero.simulate import Environment
 from bandolero_service.demo.plan import variant_id
 from bandolero_service.demo.source import draw_tests
 
-MAX_ROWS = 5_000
+MAX_ROWS = 20_000
 DAYS_AGO = 2
 
 
