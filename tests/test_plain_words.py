@@ -149,10 +149,15 @@ def test_a_report_is_asked_for_rightly(
     assert told(answer, 422, field).startswith(message)
 
 
-def test_every_fault_of_a_query_is_listed(server: Running) -> None:
-    """Two faults are told at once."""
+def test_several_faults_are_listed(server: Running) -> None:
+    """Two faults are told at once, the first in the message too; one has no list."""
     answer = server.call("GET", f"{REPORT}?from=x&to=y", key=server.key())
     assert [fault["field"] for fault in answer.body["errors"]] == ["from", "to"]
+    message = told(answer, 422, "from")
+    assert message == f"2 faults, the first: {answer.body['errors'][0]['message']}"
+    single = server.call("GET", "/v1/audit?limit=x", key=server.key())
+    assert told(single, 422, "limit") == "limit == 'x', must be a valid integer."
+    assert "errors" not in single.body
 
 
 def test_one_day_may_be_asked_for(server: Running) -> None:

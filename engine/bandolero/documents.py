@@ -92,8 +92,6 @@ def faults_of(items: Iterable[Mapping[str, Any]], document: str) -> list[Fault]:
 
 def _fault(item: Mapping[str, Any], document: str) -> Fault:
     field = _field_name(item["loc"])
-    rule = re.sub(r"^\w+ should | after validation", "", str(item["msg"]))
-    rule = re.sub(r"a valid dictionary( or .*)?$", "a mapping of fields", rule)
     kind = item["type"]
     if kind == "missing":
         return Fault(field, f"{field} is missing.")
@@ -105,7 +103,14 @@ def _fault(item: Mapping[str, Any], document: str) -> Fault:
         tag, tags = item["ctx"]["tag"], item["ctx"]["expected_tags"]
         return Fault(f"{field}.kind", f"{field}.kind == {tag!r}, must be {tags}.")
     given = shown(item["input"])
+    rule = _rule(str(item["msg"]))
     return Fault(field, f"{field or document} == {given}, must {rule}.")
+
+
+def _rule(told: str) -> str:
+    """What must be, from pydantic's message, without its own matters."""
+    told = re.sub(r"^\w+ should | after validation|, unable to parse .*", "", told)
+    return re.sub(r"a valid dictionary( or .*)?$", "a mapping of fields", told)
 
 
 def _field_name(loc: tuple[str | int, ...]) -> str:

@@ -43,7 +43,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The error object, with a list of all faults where there are several."""
         body: dict[str, Any] = {"error": self.detail()}
-        if self.faults:
+        if len(self.faults) > 1:
             body["errors"] = [
                 {"code": self.code, "message": fault.message, "field": fault.field}
                 for fault in self.faults
@@ -133,5 +133,6 @@ def invalid_request(faults: Sequence[Fault]) -> ApiError:
 
 
 def _invalid(code: str, faults: Sequence[Fault]) -> ApiError:
-    message = faults[0].message if len(faults) == 1 else f"{len(faults)} faults."
-    return ApiError(422, code, message, faults[0].field, faults)
+    first, n = faults[0], len(faults)
+    message = first.message if n == 1 else f"{n} faults, the first: {first.message}"
+    return ApiError(422, code, message, first.field, faults)
