@@ -271,7 +271,7 @@ def test_a_file_of_refused_rows_may_come_again(lake: Lake, tmp_path: Path) -> No
     """What was wrong may have been ours: once the experiment is known, all is taken."""
     path = export(tmp_path / "a.parquet", [shown()])
     (file,) = take_in(lake, "decisions", [path], Terms(known={})).files
-    assert file.reason == "every row of 1 is refused."
+    assert file.reason == "1 of 1 rows are refused: none is in."
     assert file.rules == {"experiment_id must be an experiment of its tenant.": 1}
     assert len(quarantined(lake, "decisions", "rows")) == 1
     assert take_in(lake, "decisions", [path], HATS).accepted == 1
@@ -314,6 +314,17 @@ def test_refused_rows_come_in_once_they_are_known(lake: Lake, tmp_path: Path) ->
     assert reasons(lake, "decisions") == [
         (4, "mode", "guess", "must be one of explore, holdout, fixed, fallback.")
     ]
+
+
+def test_a_damaged_quarantine_is_told(lake: Lake, tmp_path: Path) -> None:
+    """What was refused then can be judged no more; the rest of the file stays in."""
+    path = export(tmp_path / "a.parquet", [shown(), shown(variant_id="v2")])
+    take_in(lake, "decisions", [path], HATS)
+    (part,) = lake.paths("quarantine", "-rows.parquet")
+    lake.write_bytes(part, b"PAR1")
+    (file,) = take_in(lake, "decisions", [path], HATS).files
+    assert (file.reason or "").startswith(f"is in already, but {part} is damaged: ")
+    assert lake.read("decisions")[0].num_rows == 1
 
 
 def test_a_later_try_killed_on_its_way_adds_nothing_twice(

@@ -165,7 +165,8 @@ def test_links_do_not_lead_out_of_a_folder(lake: Lake, tmp_path: Path) -> None:
     (folder / "a.parquet").symlink_to(outside)
     (folder / "b.parquet").symlink_to(inside)
     (folder / "c").symlink_to(tmp_path)
-    (folder / "e.parquet").symlink_to(folder / "gone.parquet")
+    for name in ("e.parquet", ".#lock"):
+        (folder / name).symlink_to(folder / "gone.parquet")
     (folder / "deep/d").symlink_to(folder)
     for name in ("_temporary/e.parquet", ".f.parquet", "README.md"):
         (folder / name).write_bytes(outside.read_bytes())

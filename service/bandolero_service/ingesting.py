@@ -67,7 +67,7 @@ def ingest(
                 def told(
                     name: str, rows: int, share: float, lease: Lease = lease
                 ) -> None:
-                    lease.still()
+                    lease.sure()
                     progress(name, rows, share)
 
                 hide = _conceal(store, root)

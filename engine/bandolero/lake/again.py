@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from bandolero.lake.catalog import Commit, Lake
 from bandolero.lake.drafts import quarantine_of
+from bandolero.lake.reader import UnreadableFileError
 from bandolero.lake.rules import UNKNOWN, Known, unknown_cells
 
 
@@ -36,9 +37,19 @@ def later_shard(commits: list[Commit]) -> str:
 def judged_again(
     lake: Lake, table: str, shard: str, known: Known
 ) -> Iterator[pa.Table]:
-    """Rows refused by a commit, part by part, without a refusal where they are fine now."""
+    """Rows refused by a commit, part by part, without a refusal where they are fine now.
+
+    Raises
+    ------
+    UnreadableFileError
+        When what stands in quarantine is damaged.
+    """
     for path in sorted(lake.paths(quarantine_of(table, shard), ".parquet")):
-        rows = pq.read_table(pa.BufferReader(lake.read_bytes(path)))
+        try:
+            rows = pq.read_table(pa.BufferReader(lake.read_bytes(path)))
+        except (ValueError, pa.ArrowException) as error:
+            message = f"is in already, but {path} is damaged: {error}"
+            raise UnreadableFileError(message) from None
         yield _judged(rows.drop_columns("source"), known)
 
 

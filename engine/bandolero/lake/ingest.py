@@ -33,7 +33,8 @@ from bandolero.lake.sources import Source, sources_of
 Conceal = Callable[[pa.Table], pa.Table]
 """From decisions to what may be stored of them: pseudonyms for units, or nothing."""
 Progress = Callable[[str, int, float], None]
-"""Told the file at hand, its rows so far, and the share of it that is read."""
+"""Told the file at hand, its rows so far, and the share of it that is read; once more
+before it is listed. What it raises, such as that another is at work, ends all."""
 
 
 AS_OURS = FileMapping()
@@ -68,9 +69,9 @@ class IngestedFile(NamedTuple):
     """What became of one file.
 
     Rows that are in the lake now, in quarantine (by rule, each with the first value that
-    broke it), and not meant by the mapping; `reason` is why none is in. One that was there before adds nothing but rows that had been
-    `refused` then and no longer are; `still_refused` are those that still are. One of a
-    folder that has no known ending is passed over.
+    broke it), and not meant by the mapping; `reason` is why none is in. One that was there
+    before adds nothing but rows that were refused then and no longer are; `still_refused`
+    are those that still are. One of a folder that has no known ending is passed over.
     """
 
     path: str
@@ -192,6 +193,7 @@ class Intake:
             if source.version() != version:
                 raise UnreadableFileError("file was changed while it was being read.")
             drafts.finish()
+            self._progress(source.name, drafts.seen + left_out, 1.0)
         return self._list(source, drafts, left_out)
 
     def _take_in_rest(self, source: Source, commits: list[Commit]) -> IngestedFile:
@@ -207,6 +209,7 @@ class Intake:
             for rows in judged_again(self._lake, self._table, last, known):
                 drafts.add(rows)
             drafts.finish()
+            self._progress(source.name, drafts.seen, 1.0)
         if not drafts.accepted:
             self._forget_refused(shard)
             return found
@@ -232,8 +235,8 @@ class Intake:
             return found._replace(accepted=0, reason=reason, is_over_limit=True)
         if drafts.refused and not drafts.accepted:
             # Not listed, for what is wrong may be mended here: an experiment is unknown.
-            reason = f"every row of {drafts.refused:,} is refused."
-            return found._replace(reason=reason)
+            n_refused = f"{drafts.refused:,} of {drafts.seen:,} rows are refused"
+            return found._replace(reason=f"{n_refused}: none is in.")
         is_new = self._enlist(drafts)
         return found if is_new else IngestedFile(source.name, was_there=True)
 

@@ -117,13 +117,21 @@ def _in_folder(folder: Path, lake: Storage) -> Iterator[Source]:
             continue
         for name in sorted([*names, *links]):
             path = where / name
-            if path.is_symlink():
-                if not path.exists():
-                    yield _local(path, "is a link that leads nowhere.")
-                elif not path.resolve().is_relative_to(folder.resolve()):
-                    yield _local(path, "is a link that leads out of its folder.")
-            elif _is_meant(name):
+            if not _is_meant(name):
+                continue
+            if not path.is_symlink():
                 yield Source(str(path), "", str(path.absolute()), _known_format(name))
+            elif fault := _fault_of(path, folder):
+                yield _local(path, fault)
+
+
+def _fault_of(link: Path, folder: Path) -> str | None:
+    """What is wrong with a link in a folder: one to a file of it is none."""
+    if not link.exists():
+        return "is a link that leads nowhere."
+    if not link.resolve().is_relative_to(folder.resolve()):
+        return "is a link that leads out of its folder."
+    return None
 
 
 def _remote(uri: str, lake: Storage) -> Iterator[Source]:
