@@ -253,6 +253,7 @@ def test_weighted_levels_are_those_of_the_whole_report(tmp_path: Path) -> None:
     assert found.interaction is not None
     assert found.interaction.p_value > 0.01
     assert "weighted (95 % interval)" in to_text(report)
+    assert '<span class="small">weighted: ' in to_html(report)
 
 
 def test_many_levels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
