@@ -209,6 +209,11 @@ def test_a_bad_decision_is_set_aside(
             "retracts",
             "must name an event_id in a retract, and only there.",
         ),
+        (
+            {"type": "retract", "retracts": "e1"},
+            "retracts",
+            "must name another event.",
+        ),
         ({"event_id": "e" * 257}, "event_id", LENGTH),
     ],
 )

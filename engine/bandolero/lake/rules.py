@@ -115,6 +115,10 @@ def _event_cells(rows: pa.RecordBatch, checks: Checks) -> Iterator[Broken]:
     odd = pc.xor(is_retract.fill_null(False), rows["retracts"].is_valid())
     rule = "must name an event_id in a retract, and only there."
     yield Broken("retracts", rule, _bools(odd), rows["retracts"])
+    itself = pc.equal(rows["retracts"], rows["event_id"])
+    yield Broken(
+        "retracts", "must name another event.", _bools(itself), rows["retracts"]
+    )
     no_value = pc.equal(rows["value_micros"].fill_null(0), 0)
     odd = pc.and_kleene(pc.equal(rows["type"], "refund"), no_value)
     rule = "must be given and > 0 in a refund, which subtracts."
