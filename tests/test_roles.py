@@ -8,9 +8,9 @@ from service_helpers import linux
 
 HANGS = """
 import threading, time
-from bandolero_service import roles
-roles.END_WITHIN_S = 1
-flag = roles._told_to_end()
+from bandolero_service import ending
+ending.END_WITHIN_S = 1
+flag = ending.told_to_end()
 print("ready", flush=True)
 while not flag.wait(0.001):
     pass

@@ -101,7 +101,8 @@ def serve(
 
             check_key_set(settings)
     if role is not None:
-        from bandolero_service.roles import die_with_parent, run_role
+        from bandolero_service.ending import die_with_parent
+        from bandolero_service.roles import run_role
 
         if role not in ("api", "learner", "archiver"):
             raise typer.BadParameter(f"{role!r}, must be api, learner or archiver.")

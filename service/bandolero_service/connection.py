@@ -32,6 +32,8 @@ SCRIPTS = (
 )
 ACTS = ("put", "correct", "put_key", "erasure", "priors")
 """Scripts of acts, which are audited: `audit.lua` goes before each."""
+REQUEST_TIMEOUT_S = 1.0
+"""How long whoever asks for an answer over HTTP waits for the store."""
 _NONSENSE = (ValueError, TypeError, AttributeError, LookupError)
 FAULTS = (redis.RedisError, RedisClusterException, OSError, *_NONSENSE)
 """What the client raises; the last where an answer is not of the kind it must be."""

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from bandolero.experiment import ExperimentRecord
+from bandolero_service.connection import REQUEST_TIMEOUT_S
+from bandolero_service.ending import die_with_parent
 from bandolero_service.errors import ApiError, lake_down, store_down
 from bandolero_service.experiments import required_record
-from bandolero_service.roles import REQUEST_TIMEOUT_S, die_with_parent
 from bandolero_service.settings import Settings, read_settings
 from bandolero_service.store import Store, StoreDownError
 

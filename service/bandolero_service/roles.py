@@ -1,6 +1,5 @@
 """The processes of a running system: API worker, learner, archiver, each on its own."""
 
-import ctypes
 import gc
 import logging
 import os
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bandolero_service.connection import REQUEST_TIMEOUT_S
+from bandolero_service.ending import end_soon, told_to_end
 from bandolero_service.logs import Told, log_to_stderr
 from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, Settings, shown
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REQUEST_TIMEOUT_S = 1.0
 OPEN_AGAIN_S = 1.0
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -38,12 +38,10 @@ COLLECT_AFTER = (700, 10, 100)
 """Thresholds of the garbage collector: one full collection, which stops all threads for
 25 ms with 1,000 experiments, where Python by itself would have ten."""
 DRAIN_S = 6
-END_WITHIN_S = 20
 ON_EVERY_ANSWER = (
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 )
-_PR_SET_PDEATHSIG = 1
 READY = b"1"
 READY_FD = "BANDOLERO_READY_FD"
 """Names the descriptor on which a worker tells its supervisor that it serves."""
@@ -63,12 +61,6 @@ def run_role(
         "archiver": lambda: _run_archiver(settings, metrics_port),
     }
     roles[role]()
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def open_store(settings: Settings, timeout_s: float) -> Store:
@@ -233,7 +225,7 @@ def _run_api(settings: Settings, listen_fd: int | None) -> None:
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     server.run(sockets=[server_socket])
-    _end_soon()
+    end_soon()
     writer.stop()
     files.stop()
     watch.stop()
@@ -254,7 +246,7 @@ def _run_learner(settings: Settings, metrics_port: int | None) -> None:
     store = open_store(settings, 5.0)
     log.info("learning from %d shards", store.shards)
     with _told(settings, "learner", metrics_port):
-        run_learner(store, settings, _told_to_end())
+        run_learner(store, settings, told_to_end())
 
 
 def _run_archiver(settings: Settings, metrics_port: int | None) -> None:
@@ -265,29 +257,7 @@ def _run_archiver(settings: Settings, metrics_port: int | None) -> None:
     where = shown(settings.lake_url)
     log.info("archiving %d shards to %s", store.shards, where)
     with _told(settings, "archiver", metrics_port):
-        run_archiver(store, Lake(settings.lake_url), settings, _told_to_end())
-
-
-def _told_to_end() -> threading.Event:
-    """A flag that SIGTERM and SIGINT set; from then on the role has to hurry."""
-    flag = stop_flag()
-
-    def hurry() -> None:
-        flag.wait()
-        _end_soon()
-
-    threading.Thread(target=hurry, name="hurry", daemon=True).start()
-    return flag
-
-
-def _end_soon() -> None:
-    """Have the kernel end this process if it has not ended by itself in time.
-
-    A store or a lake that hangs must not keep a role whose supervisor is gone; what was
-    not written is in the log or the spool. The kernel's alarm also ends an interpreter
-    that hangs on its way out.
-    """
-    signal.alarm(END_WITHIN_S)
+        run_archiver(store, Lake(settings.lake_url), settings, told_to_end())
 
 
 def _metric_files(
@@ -309,21 +279,3 @@ def _told(settings: Settings, role: str, port: int | None) -> Iterator[None]:
         serve_metrics(settings.host, port, files.machine)
     yield
     files.stop()
-
-
-def stop_flag() -> threading.Event:
-    """A flag that SIGTERM and SIGINT set from now on."""
-    return flag_of(signal.SIGTERM, signal.SIGINT)
-
-
-def flag_of(*signals: signal.Signals) -> threading.Event:
-    """A flag that signals set from now on."""
-    flag = threading.Event()
-
-    def leave(*_: object) -> None:
-        # On a thread: the signal may come while this one holds the flag's own lock.
-        threading.Thread(target=flag.set, daemon=True).start()
-
-    for one in signals:
-        signal.signal(one, leave)
-    return flag

@@ -17,14 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from bandolero_service.embedded import EmbeddedStore, EmbeddedStoreError
-from bandolero_service.roles import (
-    READY,
-    READY_FD,
-    check_durability,
-    flag_of,
-    listen,
-    stop_flag,
-)
+from bandolero_service.ending import flag_of, stop_flag
+from bandolero_service.roles import READY, READY_FD, check_durability, listen
 from bandolero_service.secret import check_root, read_secrets
 from bandolero_service.settings import EMBEDDED, PARENT, Settings
 from bandolero_service.store import (
