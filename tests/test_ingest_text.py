@@ -235,7 +235,7 @@ def test_events_of_two_kinds_come_from_one_file(lake: Lake, tmp_path: Path) -> N
         ),
         ('columns: {type: {template: "{"}}', "columns.type.template == '{'"),
         ("columns: {type: {fields: {a: b}}}", "must be given for context only."),
-        ("columns: [type]", "columns == ['type'], must be a valid dictionary."),
+        ("columns: [type]", "columns == ['type'], must be a mapping of fields."),
         ("colums: {}", "colums is not a known field."),
         ("columns: {type: a", "file is not YAML or JSON"),
         ("", "mapping is empty, must have columns or where."),
