@@ -95,8 +95,14 @@ def newest_covered(record: ExperimentRecord, lake: Lake) -> Snapshot:
         snapshot = snapshot_from_bytes(data)
         if log_ms(snapshot.folded_to) + window_ms <= watermark_ms:
             return snapshot
-    message = f"{record.experiment_id} has no snapshot in the lake yet: archive first."
-    raise NothingToReplayError(message)
+    if rows.num_rows:
+        why = "no snapshot whose decisions the lake holds all of yet: try again later."
+    else:
+        why = (
+            "no snapshot in the lake: it was not served, or that is not archived yet."
+            " Ingested decisions have none to compare with."
+        )
+    raise NothingToReplayError(f"{record.experiment_id} has {why}")
 
 
 def snapshot_vectors(record: ExperimentRecord, lake: Lake) -> dict[int, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Rewards that the newest night told otherwise than they were learned, one by one."""
+"""Rewards that the newest night told otherwise than before, one by one."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from bandolero_service.commands import CommandError, Place, _say
 
 
 def list_corrected(place: Place, experiment_id: str | None, tenant: str | None) -> None:
-    """A line a decision: what it was learned as, what it is, and why."""
+    """A line a decision: what it was learned as, or before corrections, what it is, and why."""
     from bandolero.lake.results import read_result
 
     lake = place.lake()

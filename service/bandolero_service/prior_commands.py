@@ -21,7 +21,8 @@ def list_priors(place: Place, tenant: str | None, every: bool) -> None:
             for prior in shown:
                 _say(f"{owner:20} {_line(prior)}")
     if not mine:
-        _say("no prior is published yet: bandolero refresh fits them")
+        refresh = "bandolero refresh fits them, and says where there is too little"
+        _say(f"no prior is published yet: {refresh}")
 
 
 def diff(
@@ -40,12 +41,23 @@ def diff(
 
 
 def roll_back(place: Place, tenant: str | None, name: Name, to: int | None) -> None:
-    """Put an earlier version in force again, and hold it there; by default the last one."""
+    """Put an earlier version in force again, and hold it there.
+
+    By default the one before; of a version that restores one, the one before that. What
+    is in force already stays as it is.
+    """
     with place.store() as store:
         owner = _owner(store, tenant)
         versions = _versions(store, owner, name)
         current = versions[max(versions)]
-        earlier = _before(versions, current) if to is None else _one(versions, to)
+        restored = versions.get(current.restores or 0, current)
+        earlier = _before(versions, restored) if to is None else _one(versions, to)
+        if earlier.parameters == current.parameters:
+            shown = f"{_shown(name)} version {earlier.version}"
+            if to is None:
+                raise CommandError(f"{shown} is what is in force: say which with --to.")
+            _say(f"{shown} is in force already")
+            return
 
         def back(book: PriorBook) -> list[PublishedPrior]:
             newest = book.get(*name) or current

@@ -6,15 +6,16 @@ and the command's exit code says that somebody should look. Last, the lake is co
 """
 
 import json
+import math
+import os
 import secrets
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bandolero.experiment import ExperimentRecord
 from bandolero.prior_book import PriorBook, PublishedPrior
@@ -29,13 +30,14 @@ from bandolero_service.commands import (
     _steps,
 )
 from bandolero_service.lease import Lease, LeaseLostError, leased
+from bandolero_service.night_summary import Found, lines_of, summary_of
 from bandolero_service.reporting import epochs_of
 from bandolero_service.store import Store, StoreDownError, name_of
 
 if TYPE_CHECKING:
+    from bandolero.fold import Correction
     from bandolero.lake.catalog import Lake
     from bandolero.lake.engines import EngineChoice
-    from bandolero.lake.refit import Refit
     from bandolero.lake.refresh import Refreshed
     from bandolero.lake.traffic import TrafficRules
 
@@ -55,25 +57,6 @@ CORRECTED = (
     "split",
 )
 """What the store keeps of a correction, beside metrics."""
-OUTCOMES = {
-    "published": "is version {version}",
-    "unchanged": "as it was",
-    "blocked": "is kept back: the one in force stays",
-    "held": "is left: an earlier one is held by a rollback",
-    "stale": "is left: the one in force is of a later night",
-}
-
-
-class Found(NamedTuple):
-    """What a night found, and what becomes of each prior."""
-
-    refreshed: "Refreshed"
-    refits: "list[Refit]"
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether a gate kept a prior in force."""
-        return any(refit.outcome == "blocked" for refit in self.refits)
 
 
 def refresh(
@@ -96,28 +79,49 @@ def refresh(
     except ValueError as error:
         raise UsageError(str(error)) from None
     until_ms = None if until is None else _iso_ms("until", until)
+    if summary is not None:
+        _writable(summary)
     where = keys.REFRESH_LEASE, keys.WORK_LEASE_MS
     with place.store() as store, leased(store, *where) as lease, _steps() as step:
         if lease is None:
             killed = f"if it was killed, {keys.WORK_LEASE_MS // 1000} s at most"
             raise CommandError(f"another refresh is running: wait for it; {killed}.")
         began = time.monotonic()
-        records = [r for r in _all_records(store) if tenant in (None, r.tenant)]
+        records = _records(store, tenant)
         lake = place.lake()
         found = _computed(store, lake, records, until_ms, choice, rules, step)
         compacted = None
-        if not dry_run:
+        if not dry_run and not found.refusal:
             step("publishing")
             _sure(lease)
             _publish(store, place.author(store), lake, found, tenant)
             compacted = _compacted(store, lake, found.refreshed.watermark_ms, step)
-    told = _summary(found, dry_run, time.monotonic() - began)
+    told = summary_of(found, dry_run, time.monotonic() - began)
     told |= {"compacted": compacted, "lake": lake.root}
     if summary is not None:
         summary.write_text(json.dumps(told, indent=2))
-    for line in _lines(told):
+    for line in lines_of(told):
         _say(line)
+    if found.refusal and not dry_run:
+        raise CommandError(f"nothing is published: {found.refusal}")
     return not found.is_blocked
+
+
+def _writable(summary: Path) -> None:
+    """Refuse, before a night's work, a file that cannot be written after it."""
+    there = summary if summary.exists() else summary.parent
+    if summary.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"summary == {str(summary)!r}, must be a file to write.")
+
+
+def _records(store: Store, tenant: str | None) -> list[ExperimentRecord]:
+    """The experiments of a tenant, or of all."""
+    records = _all_records(store)
+    known = sorted({record.tenant for record in records})
+    if tenant is not None and tenant not in known:
+        rule = f"must be one with experiments: {', '.join(known) or 'there is none'}."
+        raise UsageError(f"tenant == {tenant!r}, {rule}")
+    return [record for record in records if tenant in (None, record.tenant)]
 
 
 def _sure(lease: Lease) -> None:
@@ -140,7 +144,7 @@ def _computed(
 ) -> Found:
     """All of a night but publishing it."""
     from bandolero.lake.engines import open_engine
-    from bandolero.lake.refit import Night, refit
+    from bandolero.lake.refit import Night, lacking, refit
     from bandolero.lake.refresh import refresh as run
 
     with open_engine(choice) as engine:
@@ -148,7 +152,61 @@ def _computed(
     step("fitting priors")
     splits = dict(_splits(store, records, found))
     night = Night(found.watermark_ms, found.rollups, found.stages, splits)
-    return Found(found, refit(records, night, priors.books(store)))
+    refits = refit(records, night, priors.books(store))
+    in_force = [_in_force(store, one) for one in found.corrections]
+    return Found(
+        found,
+        refits,
+        lacking(records, night),
+        _corrected(found.corrections, in_force),
+        _refusal(found, in_force),
+    )
+
+
+def _in_force(store: Store, correction: "Correction") -> dict[str, Any]:
+    """The correction of the same experiment that is in force; empty where there is none."""
+    tenant, experiment_id = correction.tenant_id, correction.experiment_id
+    shard = store.shard(tenant, experiment_id)
+    return store.correction(shard, name_of(tenant, experiment_id)) or {}
+
+
+def _corrected(
+    corrections: "Sequence[Correction]", in_force: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Variants that are corrected otherwise than before, by experiment; measures but 0."""
+    found = {}
+    for correction, old in zip(corrections, in_force, strict=True):
+        before, now = old.get("changes", {}), correction.changes
+        variants = {
+            variant: {name: x for name, x in now.get(variant, {}).items() if x}
+            for variant in sorted(before.keys() | now.keys())
+            if _differs(before.get(variant, {}), now.get(variant, {}))
+        }
+        if variants:
+            found[f"{correction.tenant_id}/{correction.experiment_id}"] = variants
+    return found
+
+
+def _differs(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether a measure does; sums of squares are as exact as the order of adding."""
+    pairs = ((one.get(name, 0), other.get(name, 0)) for name in {*one, *other})
+    return not all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-9) for x, y in pairs)
+
+
+def _refusal(found: "Refreshed", in_force: Sequence[dict[str, Any]]) -> str:
+    """Why nothing of a night is to be published; empty where it is."""
+    if bad := found.bad_files:
+        lost = f"{len(bad)} of its files cannot be read (see above)"
+        return f"the lake is not whole, {lost}; what is in force stays."
+    newest_ms = max((old.get("watermark_ms", 0) for old in in_force), default=0)
+    if found.watermark_ms < newest_ms:
+        later = f"a refresh up to {_utc(newest_ms)} is in force"
+        return f"{later}, and this one is up to {_utc(found.watermark_ms)} only."
+    return ""
+
+
+def _utc(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _splits(
@@ -187,8 +245,7 @@ def _publish(
         body = {name: getattr(correction, name) for name in CORRECTED}
         tenant, experiment_id = correction.tenant_id, correction.experiment_id
         body["metrics"] = found.refreshed.metrics.get((tenant, experiment_id), {})
-        shard = store.shard(tenant, experiment_id)
-        if store.correction(shard, name_of(tenant, experiment_id)) != body:
+        if _in_force(store, correction) != body:
             store.put_correction(tenant, experiment_id, body, author)
     published = [one for one in found.refits if one.outcome == "published"]
     for tenant in sorted({one.tenant for one in published}):
@@ -219,92 +276,6 @@ def _compacted(
         return compact(lake, watermark_ms, alone, step)._asdict()
     except (OSError, StoreDownError) as error:  # the night itself is published
         return {"fault": str(error)}
-
-
-def _summary(found: Found, dry_run: bool, seconds: float) -> dict[str, Any]:
-    refreshed = found.refreshed
-    changed = [c for c in refreshed.corrections if c.changes]
-    reasons = Counter(refreshed.audit["reason"].to_pylist())
-    at = datetime.fromtimestamp(refreshed.watermark_ms / 1000, UTC)
-    return {
-        "watermark": at.isoformat(),
-        "watermark_ms": refreshed.watermark_ms,
-        "published": not dry_run,
-        "decisions": refreshed.decisions,
-        "events": refreshed.events,
-        "settled": refreshed.settled,
-        "repeated": refreshed.repeated,
-        "late_events": refreshed.late_events,
-        "corrected_experiments": {
-            f"{c.tenant_id}/{c.experiment_id}": c.changes for c in changed
-        },
-        "corrected_decisions": dict(reasons),
-        "priors": {_name(refit): _told(refit) for refit in found.refits},
-        "bad_files": [bad._asdict() for bad in refreshed.bad_files],
-        "seconds": round(seconds, 3),
-    }
-
-
-def _name(refit: "Refit") -> str:
-    return f"{refit.tenant}/{refit.objective} {refit.group}".rstrip()
-
-
-def _told(refit: "Refit") -> dict[str, Any]:
-    return {
-        "outcome": refit.outcome,
-        "version": refit.prior.version,
-        "n_variants": refit.prior.n_variants,
-        "parameters": refit.prior.parameters,
-        "gates": [finding._asdict() for finding in refit.findings],
-    }
-
-
-def _lines(told: dict[str, Any]) -> Iterator[str]:
-    """A summary for people: what there was, what is out of the ordinary, the priors."""
-    if not told["watermark_ms"]:
-        nothing = "holds nothing yet that is complete: nothing is settled"
-        yield f"the lake {told['lake']} {nothing}"
-        return
-    at = datetime.fromisoformat(told["watermark"])
-    dry = "" if told["published"] else " (dry run: nothing is published)"
-    yield (
-        f"refresh up to {at:%Y-%m-%d %H:%M:%S} UTC: {told['settled']:,} of"
-        f" {told['decisions']:,} decisions settled, with {told['events']:,} events,"
-        f" in {told['seconds']:.1f} s{dry}"
-    )
-    counts = {
-        "late events": told["late_events"],
-        "repeats of decisions left out": told["repeated"],
-        "rewards told otherwise than learned": sum(
-            told["corrected_decisions"].values()
-        ),
-        "experiments corrected": len(told["corrected_experiments"]),
-        "bad files left out": len(told["bad_files"]),
-    }
-    if found := [f"{what}: {n:,}" for what, n in counts.items() if n]:
-        yield "  " + "; ".join(found)
-    yield from _compaction_lines(told["compacted"] or {})
-    for name, prior in told["priors"].items():
-        yield from _prior_lines(name, prior)
-
-
-def _prior_lines(name: str, told: dict[str, Any]) -> Iterator[str]:
-    outcome = OUTCOMES[told["outcome"]].format(**told)
-    values = ", ".join(f"{k} {v:.4g}" for k, v in told["parameters"].items())
-    yield f"prior of {name}: {values}, from {told['n_variants']} variants, {outcome}"
-    for gate in told["gates"]:
-        if gate["blocks"]:
-            yield f"  blocked by the gate of {gate['gate']}: {gate['message']}"
-
-
-def _compaction_lines(told: dict[str, Any]) -> Iterator[str]:
-    if "fault" in told:
-        yield f"the lake was not compacted: {told['fault']}"
-    elif told.get("commits"):
-        yield (
-            f"compacted the lake: {told['files']:,} files became {told['merged_files']:,},"
-            f" {told['commits']:,} commits {told['merged_commits']:,}"
-        )
 
 
 def _iso_ms(field: str, text: str) -> int:

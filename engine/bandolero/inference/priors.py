@@ -156,9 +156,19 @@ def shrunk(parent: _Estimate, own: Mapping[str, _Estimate]) -> dict[str, _Estima
 
 
 def _is_enough(family: Family, facts: Facts) -> bool:
-    hits = facts.hits.sum()
-    all_hit = isinstance(family, BetaFamily) and hits >= facts.trials.sum()
-    return bool(len(facts.trials) >= MIN_VARIANTS and hits >= MIN_HITS and not all_hit)
+    return not lack(family, facts)
+
+
+def lack(family: Family, facts: Facts) -> str:
+    """What facts of variants that were shown lack for a prior; empty where it is enough."""
+    n_variants, hits = len(facts.trials), int(facts.hits.sum())
+    if n_variants < MIN_VARIANTS:
+        return f"{n_variants} variants with trials, must be >= {MIN_VARIANTS}"
+    if hits < MIN_HITS:
+        return f"{hits} trials that earned something, must be >= {MIN_HITS}"
+    if isinstance(family, BetaFamily) and hits >= facts.trials.sum():
+        return "every trial earned, some must not"
+    return ""
 
 
 def _fit(family: Family, facts: Facts, start: Floats | None = None) -> _Estimate:

@@ -128,10 +128,11 @@ class Commit(NamedTuple):
 
 
 class BadFile(NamedTuple):
-    """A listed file that cannot be used, and why."""
+    """A listed file that cannot be used, and why; rows: how many it is listed with."""
 
     path: str
     reason: str
+    rows: int = 0
 
 
 class OverlapError(RuntimeError):
@@ -368,7 +369,7 @@ class Lake(Storage):
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:300]
             self.quarantine(file, reason)
-            return BadFile(file.path, reason)
+            return BadFile(file.path, reason, file.rows)
 
     def _read_listed(self, file: LakeFile) -> pa.Table:
         """The rows of a file, or the same from what is listed in its place meanwhile."""

@@ -35,7 +35,8 @@ AUDIT_TABLE = pa.schema(
 )
 """A row a decision that was learned otherwise than it stands now, or was excluded.
 
-was_trial, was_micros: as the live fold learned it; reason: `late event`, `refund`,
+was_trial, was_micros: as the live fold learned it, or, where it never did, as it was before
+refunds and retractions; reason: `late event`, `refund`,
 `retract`, or why it was excluded (`lake.traffic`).
 """
 LATE, REFUND, RETRACT = "late event", "refund", "retract"
@@ -53,9 +54,10 @@ def audit_of(settled: ir.Table) -> ir.Table:
         (settled.late_refunds > 0, REFUND),
         else_=LATE,
     )
-    told = settled.mutate(reason=reason)
-    moved = (told.live_cut_ms >= 0) & _differs(told)
-    return told.filter(moved | excluded.notnull()).select(*AUDIT_TABLE.names)
+    told = settled.mutate(
+        reason=reason, was_trial=settled.before_trial, was_micros=settled.before_micros
+    )
+    return told.filter(_differs(told) | excluded.notnull()).select(*AUDIT_TABLE.names)
 
 
 def corrections_of(

@@ -24,7 +24,10 @@ TRIES = 3
 
 
 class Listing(NamedTuple):
-    """Local paths of the files of a table, by where they are from, and what they hold."""
+    """Local paths of the files of a table, by where they are from.
+
+    n_rows: of all that are listed, bad ones too.
+    """
 
     live: list[str]
     ingested: list[str]
@@ -48,7 +51,7 @@ def checked_files(lake: Lake, table: str, copies: Path) -> Listing:
     files = lake.files(table)
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
         found = list(pool.map(lambda file: _checked(lake, file, copies), files))
-    listing = Listing([], [], 0, [])
+    listing = Listing([], [], sum(file.rows for file in files), [])
     if any(isinstance(path, BadFile) for path in found):
         moved = set(files) - set(lake.files(table))
         if moved:
@@ -60,7 +63,6 @@ def checked_files(lake: Lake, table: str, copies: Path) -> Listing:
             continue
         mine = listing.ingested if file.is_ingested else listing.live
         mine.append(path)
-        listing = listing._replace(n_rows=listing.n_rows + file.rows)
     return listing
 
 
@@ -86,7 +88,8 @@ def _checked(lake: Lake, file: LakeFile, copies: Path) -> str | BadFile:
         if not pq.read_schema(path).equals(TABLES[file.table]):
             raise ValueError(f"{file.path} does not have the schema of its table.")
     except (OSError, ValueError, pa.ArrowException) as error:
-        return BadFile(file.path, " ".join(str(error).split())[:300])
+        reason = " ".join(str(error).split())[:300]
+        return BadFile(file.path, reason, file.rows)
     return path
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from bandolero.epochs import DAY_MS
 from bandolero.experiment import ExperimentRecord, Variant
 from bandolero.inference.families import Facts, Family, family_of
-from bandolero.inference.priors import FittedPrior, History, fit_priors
+from bandolero.inference.priors import FittedPrior, History, fit_priors, lack
 from bandolero.lake.gates import (
     Finding,
     Replay,
@@ -106,6 +106,17 @@ def refit(
     return [
         one for case in _cases(records, night, books) for one in _refitted_case(case)
     ]
+
+
+def lacking(records: Sequence[ExperimentRecord], night: Night) -> dict[Name, str]:
+    """Why a prior cannot be fitted, by tenant and objective that has had a trial."""
+    found = {}
+    for case in _cases(records, night, {}):
+        history = _history(case)
+        if history.experiments:
+            family = family_of(case.reward, history.facts)
+            found[case.tenant, case.objective] = lack(family, history.facts)
+    return {name: why for name, why in found.items() if why}
 
 
 def _cases(

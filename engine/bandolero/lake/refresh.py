@@ -60,8 +60,9 @@ READ = (
 class Refreshed(NamedTuple):
     """All a refresh found.
 
-    decisions, events: rows read. settled: decisions that closed by the watermark.
-    repeated: rows of a decision that is counted already (`lake.repeats`).
+    decisions, events: rows listed, those of bad files too. settled: decisions that closed
+    by the watermark. repeated: rows of a decision that is counted already
+    (`lake.repeats`). unmatched_events: those of decisions that the lake does not hold.
     rollups, segments: rows of `ROLLUPS_TABLE` and `SEGMENTS_TABLE` of `lake.rollups`.
     splits: of `SPLITS_TABLE` of `lake.splits`.
     audit: of `AUDIT_TABLE` of `lake.corrections`. metrics: by tenant and experiment.
@@ -73,6 +74,7 @@ class Refreshed(NamedTuple):
     settled: int
     repeated: int
     late_events: int
+    unmatched_events: int
     corrections: list[Correction]
     rollups: pa.Table
     segments: pa.Table
@@ -134,7 +136,11 @@ def _night(
         asked = engine.table(objectives_of(records))
         closed = closed_decisions(decisions, asked, watermark_ms)
         progress("settling")
-        settled = _settled(engine, closed, events, watermark_ms, rules)
+        named = engine.keep(_named(events, watermark_ms))
+        few = engine.keep(decisions.semi_join(named, DECISION))
+        unmatched = engine.to_arrow(named.anti_join(few, DECISION))
+        told_of = engine.keep(closed_decisions(few, asked, watermark_ms))
+        settled = _settled(engine, told_of, closed, events, watermark_ms, rules)
         progress("rolling up")
         rolled = roll_up(engine, closed, settled, records)
         stages = stages_by(engine, closed, settled, rolled.untold)
@@ -155,6 +161,7 @@ def _night(
         settled=_sum(rolled.rollups, "decisions"),
         repeated=repeated,
         late_events=_sum(late, "n"),
+        unmatched_events=_sum(unmatched, "n"),
         corrections=corrections,
         rollups=rolled.rollups,
         segments=rolled.segments,
@@ -166,17 +173,22 @@ def _night(
     )
 
 
+def _named(events: ir.Table, watermark_ms: int) -> ir.Table:
+    """Decisions that events name, with the number of these before the watermark."""
+    is_seen = events.log_ms < watermark_ms
+    return events.group_by(DECISION).aggregate(n=is_seen.sum())
+
+
 def _settled(
     engine: Engine,
+    told_of: ir.Table,
     closed: ir.Table,
     events: ir.Table,
     watermark_ms: int,
     rules: TrafficRules,
 ) -> ir.Table:
     """Closed decisions that something was told of, and all that are taken out."""
-    keys = engine.keep(events.select(*DECISION).distinct())
-    few = engine.keep(closed.semi_join(keys, DECISION))
-    twice = settle_twice(few, events, watermark_ms, rules.repeated_click_ms)
+    twice = settle_twice(told_of, events, watermark_ms, rules.repeated_click_ms)
     return engine.keep(without_invalid(engine, engine.keep(twice), closed, rules))
 
 

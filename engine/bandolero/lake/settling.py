@@ -86,9 +86,11 @@ def settle_twice(
     """Closed decisions with what they came to: live (`was_…`), and as seen from a cut.
 
     Adds `is_trial`, `reward_micros` and `is_impression`; `was_trial`, `was_micros` and
-    `was_impression`, false and 0 where the live fold never learned the decision; `n_late`
-    events that it did not see, `late_retracts` and `late_refunds` among them; `repeats`,
-    clicks too soon after another to count, and `fastest_ms`, from decision to first click.
+    `was_impression`, false and 0 where the live fold never learned the decision;
+    `before_trial` and `before_micros`, which are what it came to then before refunds and
+    retractions; `n_late` events that the live fold did not see; `late_retracts` and
+    `late_refunds`, since the one or the other; `repeats`, clicks too soon after another to
+    count, and `fastest_ms`, from decision to first click.
 
     Parameters
     ----------
@@ -101,7 +103,7 @@ def settle_twice(
         A click that follows another of its decision sooner is a repeat.
     """
     seen = _seen(closed, events, cut_ms)
-    live = _earned(_counted(seen.filter(seen.in_time)), 0)
+    live = _earned(_counted(seen.filter(seen.is_before)), 0)
     both = closed.left_join(_earned(_counted(seen), repeat_ms), DECISION)
     both = _without_keys(both).left_join(_late(seen), DECISION)
     both = _without_keys(both).left_join(live, DECISION, rname="was_{name}")
@@ -115,6 +117,8 @@ def settle_twice(
         was_trial=learned & was["trial"],
         was_micros=ibis.ifelse(learned, was["micros"], 0),
         was_impression=learned & was["seen"],
+        before_trial=was["trial"],
+        before_micros=was["micros"],
         fastest_ms=both.fastest_ms,
         repeats=both.repeats.fill_null(0),
         **{name: both[name].fill_null(0) for name in _LATE},
@@ -134,7 +138,8 @@ def _without_keys(joined: ir.Table) -> ir.Table:
 def _seen(closed: ir.Table, events: ir.Table, cut_ms: int) -> ir.Table:
     """Events of closed decisions before a cut, each with what its decision asks.
 
-    `in_time`: whether the live fold saw it. `is_ours`: whether it might have.
+    `in_time`: whether the live fold saw it. `is_ours`: whether it might have. `is_before`:
+    the same as `in_time`, or no correction, where the decision was never learned.
     """
     asked = closed.select(
         *DECISION,
@@ -151,7 +156,9 @@ def _seen(closed: ir.Table, events: ir.Table, cut_ms: int) -> ir.Table:
         sequence=sequence_of(events),
     )
     seen = told.inner_join(asked, DECISION)
-    return seen.mutate(in_time=seen.is_live & (seen.log_ms < seen.live_cut_ms))
+    in_time = seen.is_live & (seen.log_ms < seen.live_cut_ms)
+    is_first = (seen.live_cut_ms < 0) & ~seen.type.isin(CORRECTIONS)
+    return seen.mutate(in_time=in_time, is_before=in_time | is_first)
 
 
 def _counted(seen: ir.Table) -> ir.Table:
@@ -187,10 +194,10 @@ def _earned(counted: ir.Table, repeat_ms: int) -> ir.Table:
 
 
 def _late(seen: ir.Table) -> ir.Table:
-    """Events of each decision that the live fold would have seen, had they come."""
-    late = seen.filter(~seen.in_time & seen.is_ours)
+    """Events of each decision that what it was `before` does not hold."""
+    late = seen.filter(~seen.is_before | (~seen.in_time & seen.is_ours))
     return late.group_by(DECISION).aggregate(
-        n_late=late.count(),
+        n_late=late.is_ours.sum(),
         late_retracts=(late.type == "retract").sum(),
         late_refunds=(late.type == "refund").sum(),
     )

@@ -92,6 +92,8 @@ def _with_units(
         was_trial=learned & quiet(theirs),
         was_micros=none,
         was_impression=ibis.literal(False),
+        before_trial=quiet(theirs),
+        before_micros=none,
         fastest_ms=ibis.null("int64"),
         repeats=none,
         n_late=none,
