@@ -290,7 +290,7 @@ def test_what_was_archived_nothing_of_cannot_be_replayed(
     run("experiment", "apply", write(tmp_path, experiment("fresh")), *where)
     done = run("replay", "fresh", *where)
     assert done.returncode == 1
-    assert "archive first" in done.stderr
+    assert "no snapshot in the lake" in done.stderr
 
 
 def test_refreshing_nothing_is_no_error(run: Run, tmp_path: Path) -> None:

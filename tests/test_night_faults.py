@@ -9,7 +9,7 @@ import pytest
 
 from bandolero.lake.catalog import INGESTED, Lake
 from bandolero_service import priors
-from bandolero_service.commands import Place
+from bandolero_service.commands import CommandError, Place, UsageError
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.refreshing import refresh
 from bandolero_service.reporting import report_of
@@ -79,6 +79,7 @@ def report(store: Store, name: str = "past0") -> Any:
     return report_of(store, record)
 
 
+@pytest.mark.slow
 def test_lost_rows_of_a_file_keep_the_prior_back(night: Night, store: Store) -> None:
     """Half of a variant's rows are gone, the logged propensity is as it was: the gate of
     the sample ratio blocks, and the report says what is wrong."""
@@ -96,6 +97,7 @@ def test_lost_rows_of_a_file_keep_the_prior_back(night: Night, store: Store) -> 
     assert [s.mode for s in found.sample_ratio.strata] == ["ingested"]
 
 
+@pytest.mark.slow
 def test_a_whole_file_is_counted_and_checked(night: Night, store: Store) -> None:
     """Decisions of files are decisions, their split is checked, and no word says that our
     policy moved their traffic or that late events brought them."""
@@ -114,3 +116,108 @@ def test_a_whole_file_is_counted_and_checked(night: Night, store: Store) -> None
     notes = " ".join(found.notes)
     assert "400 decisions were not learned live" in notes
     assert "Traffic followed" not in notes
+
+
+# --- what keeps a night from being published ----------------------------------------------------
+
+
+def correction(store: Store, name: str = "past0") -> Any:
+    """What is in force of an experiment."""
+    return store.correction(store.shard("acme", name), f"acme/{name}")
+
+
+@pytest.fixture
+def published(night: Night) -> Night:
+    """A night of one file of each, published."""
+    made, told = history()
+    night.ingest("decisions", made)
+    night.ingest("events", told)
+    assert night()[0]
+    return night
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [b"PAR1", None])
+def test_a_bad_file_is_named_and_nothing_is_published(
+    published: Night, store: Store, capsys: pytest.CaptureFixture[str], fault: Any
+) -> None:
+    """Damaged or gone: what is in force stays, the file is told with its rows, and these
+    are among the decisions that are not settled."""
+    before = correction(store), priors.books(store)
+    (file,) = published.lake.files("decisions")
+    path = Path(published.lake.root, file.path)
+    path.unlink() if fault is None else path.write_bytes(fault)
+    with pytest.raises(CommandError, match="1 of its files cannot be read"):
+        published()
+    told = capsys.readouterr().out
+    assert f"bad file left out: {file.path} (2,400 rows)" in told
+    assert "0 of 2,400 decisions settled" in told
+    assert (correction(store), priors.books(store)) == before
+    assert published.summary["published"] is False
+
+
+@pytest.mark.slow
+def test_an_earlier_night_publishes_nothing(published: Night, store: Store) -> None:
+    """Over one of a later watermark nothing is published; a dry run tells all the same."""
+    before = correction(store)
+    until = "2026-11-21T00:00:00Z"
+    with pytest.raises(CommandError, match=r"a refresh up to .* is in force, and this"):
+        published(until)
+    assert correction(store) == before
+    told = published(until, dry_run=True)[1]
+    assert (told["published"], told["settled"]) == (False, 0)
+
+
+@pytest.mark.slow
+def test_the_same_night_again_corrects_nothing(published: Night) -> None:
+    """A second night names no experiment, and the version of the prior in force."""
+    first = published.summary
+    assert len(first["corrected_experiments"]) == N_EXPERIMENTS
+    again = published()[1]
+    assert again["corrected_experiments"] == {}
+    assert {(p["outcome"], p["version"]) for p in again["priors"].values()} == {
+        ("unchanged", 1)
+    }
+
+
+@pytest.mark.slow
+def test_only_variants_that_changed_are_told(published: Night) -> None:
+    """A click more is a line for its variant, and for none of the others."""
+    published.ingest("events", [event(decision_id="0-1-1", experiment_id="past0")], "b")
+    told = published()[1]
+    assert told["corrected_experiments"].keys() == {"acme/past0"}
+    (variant,) = told["corrected_experiments"]["acme/past0"]
+    assert variant == "v1"
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+def test_events_without_their_decision_are_told(
+    night: Night, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so is what an objective lacks for a prior."""
+    night.ingest("decisions", [decision(experiment_id="past0")])
+    told = [event(decision_id=name, event_id=name) for name in ("d1", "d2", "d3")]
+    night.ingest("events", told)
+    summary = night()[1]
+    assert (summary["unmatched_events"], summary["priors"]) == (2, {})
+    shown = capsys.readouterr().out
+    assert "events without their decision: 2" in shown
+    lack = (
+        "no prior for acme/click.binary.decision: 1 variants with trials, must be >= 20"
+    )
+    assert lack in shown
+
+
+def test_what_cannot_be_done_is_said_before_the_work(
+    night: Night, tmp_path: Path
+) -> None:
+    """A tenant without experiments, a summary into no folder: refused, nothing written."""
+    with pytest.raises(UsageError, match=r"tenant == 'nobody', must be one .*: acme"):
+        night(tenant="nobody")
+    nowhere = tmp_path / "no" / "such.json"
+    engine = "duckdb", "1GB", "local[*]"
+    with pytest.raises(UsageError, match="must be a file to write"):
+        refresh(night.place, None, None, False, nowhere, engine)
+    assert not [*night.lake.paths("nights", ".json")]

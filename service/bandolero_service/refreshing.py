@@ -173,12 +173,12 @@ def _in_force(store: Store, correction: "Correction") -> dict[str, Any]:
 def _corrected(
     corrections: "Sequence[Correction]", in_force: Sequence[dict[str, Any]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Variants that are corrected otherwise than before, by experiment; measures but 0."""
+    """Variants that are corrected otherwise than before, by experiment."""
     found = {}
     for correction, old in zip(corrections, in_force, strict=True):
         before, now = old.get("changes", {}), correction.changes
         variants = {
-            variant: {name: x for name, x in now.get(variant, {}).items() if x}
+            variant: now.get(variant, {})
             for variant in sorted(before.keys() | now.keys())
             if _differs(before.get(variant, {}), now.get(variant, {}))
         }
