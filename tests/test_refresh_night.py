@@ -252,41 +252,6 @@ def test_audit_names_a_refund(tmp_path: Path, engine: Engine) -> None:
     )
 
 
-def test_corrections_of_ingested_rewards_are_listed(
-    tmp_path: Path, engine: Engine
-) -> None:
-    """Nobody learned them, so what refunds and retractions changed is told, and no more;
-    what is taken out was a trial before."""
-    lake = Lake(tmp_path)
-    made = [decision(decision_id=f"i{i}") for i in range(4)]
-    ingest(lake, "decisions", made)
-    bought = {"type": "conversion", "value_micros": 5_000_000}
-    told = [event(decision_id=f"i{i}", **bought) for i in range(3)]
-    told += [
-        event(decision_id="i0", event_id="e2", type="retract", retracts="e1"),
-        event(decision_id="i1", event_id="e2", type="refund", value_micros=2_000_000),
-        event(decision_id="i3", event_id="e9", at_ms=START_MS + 1),
-    ]
-    ingest(lake, "events", told)
-    found = night(engine, lake, SALES, TrafficRules(fastest_click_ms=100))
-    rows = {
-        row["decision_id"]: (
-            row["was_trial"],
-            row["was_micros"],
-            row["is_trial"],
-            row["reward_micros"],
-            row["reason"],
-        )
-        for row in found.audit.to_pylist()
-    }
-    assert rows == {
-        "i0": (True, 5_000_000, True, 0, "retract"),
-        "i1": (True, 5_000_000, True, 3_000_000, "refund"),
-        "i3": (True, 0, False, 0, FAST),
-    }
-    assert found.late_events == 0
-
-
 # --- segments ------------------------------------------------------------------------------
 
 

@@ -149,14 +149,15 @@ def sample_ratio_by_weights(
     --------
     >>> counts, among = np.array([530.0, 470.0]), np.array([1000.0, 1000.0])
     >>> sample_ratio_by_weights(among, counts, counts / 0.5, counts / 0.25)
-    SampleRatio(chi2=3.6, df=1, p_value=0.11..., log_e_value=nan, verdict='ok')
+    SampleRatio(chi2=3.6, df=1, p_value=0.05..., n_tests=1, log_e_value=nan, verdict='ok')
     """
     drawn = weights_squared > 0.0
     share = np.divide(weights, weights_squared, out=np.zeros_like(weights), where=drawn)
     expected = among * share
     variance = expected * (1.0 - share)
     is_even = (weights * share).sum() >= EVEN_MIN * counts.sum()
-    variance = np.where((variance >= WEIGHED_MIN) & is_even, variance, 0.0)
+    is_tested = (variance >= WEIGHED_MIN) & is_even
+    variance = np.where(is_tested, variance, np.minimum(variance, 1.0))
     return sample_ratio_by_moments(weights * share, expected, variance)
 
 

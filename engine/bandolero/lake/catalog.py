@@ -6,8 +6,7 @@ made only if absent: a commit is there whole or not at all, cannot be made twice
 re-run after a kill overwrites the same files. A *merged* commit stands for small ones
 in a row: its entry, named by where it starts and ends, is made beside theirs, and from
 then on they do not count, whether or not they have been deleted. Readers read the
-manifest, never a glob, and check each file against its hash: Parquet's own checksums are
-ignored by many readers, and a damaged page then reads as wrong data.
+manifest, never a glob, and check each file's hash, for many ignore Parquet's checksums.
 """
 
 import json
@@ -128,7 +127,7 @@ class Commit(NamedTuple):
 
 
 class BadFile(NamedTuple):
-    """A listed file that cannot be used, and why; rows: how many it is listed with."""
+    """A listed file that cannot be used, why, and with how many rows it is listed."""
 
     path: str
     reason: str
@@ -367,9 +366,9 @@ class Lake(Storage):
         try:
             return self._read_listed(file)
         except (OSError, ValueError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())[:300]
-            self.quarantine(file, reason)
-            return BadFile(file.path, reason, file.rows)
+            bad = BadFile(file.path, " ".join(str(error).split())[:300], file.rows)
+            self.quarantine(file, bad.reason)
+            return bad
 
     def _read_listed(self, file: LakeFile) -> pa.Table:
         """The rows of a file, or the same from what is listed in its place meanwhile."""
