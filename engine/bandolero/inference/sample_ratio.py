@@ -24,7 +24,7 @@ EXPECTED_MIN = 5.0
 """Arms expected to be drawn less often are tested together, as chi-square asks."""
 WEIGHED_MIN = 20.0
 """The same where only the drawn arm's propensity is known, for that says less of variance."""
-EVEN_MIN = 0.8
+EVEN_MIN = 0.9
 """Propensities are even if (sum w)^2 / sum w^2 is so large a share of the decisions."""
 PRIOR_DECISIONS = 100.0
 """How many decisions the e-value's prior belief in the logged split weighs."""
