@@ -204,8 +204,16 @@ class Running:
     def ok(
         self, method: str, path: str, body: Any = None, key: str | None = None
     ) -> Any:
-        """The body of an answer that must be a success."""
+        """The body of an answer that must be a success.
+
+        A read is asked again while the store is away, as its `Retry-After` says: a
+        worker may see a store that is back a second or two later.
+        """
+        deadline = time.monotonic() + 10 * SLOWER
         answer = self.call(method, path, body, key or self.key())
+        while (method, answer.status) == ("GET", 503) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            answer = self.call(method, path, body, key or self.key())
         assert answer.status < 300, answer
         return answer.body
 

@@ -174,6 +174,7 @@ def test_nobody_waits_at_the_door_of_a_server_that_ends() -> None:
     """It says that it serves when a worker is ready, and refuses connections as soon as no
     worker takes them, however long the other roles take to end."""
     with running_server() as server:
+        wait_for(lambda: "serving on" in server.log.read_text(), 10, "it is said")
         said = server.log.read_text()
         assert (
             said.index("starting on")
