@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from faults.audit import audited, settled
+from faults.audit import audited, logged, settled
 from faults.run import begin
 from faults.stream import Stream
 from service_helpers import (
@@ -86,7 +86,7 @@ def test_accepted_events_survive_the_death_of_a_worker() -> None:
         begin(server)
         key = server.key()
         early, at = server.decide_many("hats", 50), now()
-        time.sleep(1.0)  # they are in the log by now
+        logged(server, "hats", 50)
         (store,) = server.of_role("store")
         os.kill(store.pid, signal.SIGSTOP)  # not dead, so nobody restarts it
         try:

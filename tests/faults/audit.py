@@ -30,6 +30,17 @@ class Audit(NamedTuple):
     """Answered, and not in the lake."""
 
 
+def logged(server: Running, name: str, n: int) -> None:
+    """Wait until `n` decisions of an experiment are in the log, and seen there."""
+    wait_for(
+        lambda: (
+            sum(r["trials"] + r["pending"] for r in server.report(name).values()) >= n
+        ),
+        SETTLES_WITHIN_S,
+        "all decisions are in the log",
+    )
+
+
 def settled(server: Running, name: str) -> dict[str, tuple[int, int]]:
     """Trials and rewards by variant, once all is drained, archived and refreshed."""
     spool = server.data_dir / "spool"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from bandolero.lake.catalog import Lake
-from faults.audit import audited, settled
+from faults.audit import audited, logged, settled
 from faults.run import begin
 from faults.stream import Stream
 from service_helpers import SLOWER, Running, click, linux, needs_server, wait_for
@@ -53,7 +53,7 @@ def test_no_store_and_no_disk_means_503(server: Running) -> None:
     """Events are not accepted then; decisions are served. With room they are spooled."""
     begin(server, "full-spool")
     early, at = server.decide_many("full-spool", 40), now()
-    time.sleep(1.0)  # they are in the log by now
+    logged(server, "full-spool", 40)
     events = [click(d, d["decision_id"][-20:], at=at) for d in early]
     told = {"events": events}
     (store,), (worker,) = server.of_role("store"), server.of_role("api")
