@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bandolero.lake.catalog import INGESTED, Lake
-from bandolero_service import priors
+from bandolero_service import keys, priors
+from bandolero_service.backup import give_up
 from bandolero_service.commands import CommandError, Place, UsageError
 from bandolero_service.embedded import EmbeddedStore
 from bandolero_service.refreshing import refresh
@@ -154,6 +155,48 @@ def test_a_bad_file_is_named_and_nothing_is_published(
     assert "0 of 2,400 decisions settled" in told
     assert (correction(store), priors.books(store)) == before
     assert published.summary["published"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [b"PAR1", None])
+def test_a_night_goes_on_without_a_file_that_is_given_up(
+    published: Night, capsys: pytest.CaptureFixture[str], fault: Any
+) -> None:
+    """Of two files one is lost: given up, the other is settled as if it were alone; what is
+    left of the lost one, and why, is in quarantine."""
+    extra = [decision(decision_id=f"x{i}", experiment_id="past0") for i in range(30)]
+    published.ingest("decisions", extra, "ba9876543210")
+    file = next(f for f in published.lake.files("decisions") if f.rows == 30)
+    path = Path(published.lake.root, file.path)
+    path.unlink() if fault is None else path.write_bytes(fault)
+    with pytest.raises(CommandError, match="bandolero lake give-up PATH"):
+        published()
+    give_up(published.place, [file.path])
+    assert f"given up: {file.path} with 30 rows: " in capsys.readouterr().out
+    passed, told = published()
+    assert (passed, told["bad_files"], told["settled"]) == (True, [], 2_400)
+    note = json.loads(published.lake.read_bytes(f"quarantine/{file.path}.json"))
+    assert note["reason"].startswith("given up: ")
+    assert published.lake.exists(f"quarantine/{file.path}") == (fault is not None)
+
+
+@pytest.mark.slow
+def test_only_listed_files_that_are_lost_are_given_up(
+    published: Night, store: Store
+) -> None:
+    """A file that is whole, one that nobody lists, and one that others rewrite stay."""
+    (file,) = published.lake.files("decisions")
+    with pytest.raises(CommandError, match="must be lost: it is as it was written"):
+        give_up(published.place, [file.path])
+    with pytest.raises(LookupError, match=r"'other\.parquet', must be a file that"):
+        give_up(published.place, ["other.parquet"])
+    Path(published.lake.root, file.path).unlink()
+    with (
+        store.alone(keys.INGEST_LEASE, "another", 60_000),
+        pytest.raises(CommandError, match="try again in a minute"),
+    ):
+        give_up(published.place, [file.path])
+    assert published.lake.files("decisions") == [file]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the commands of back-up and restore do."""
+"""What the commands of back-up and restore do, and of what is lost all the same."""
 
 import json
 from contextlib import closing
@@ -42,6 +42,28 @@ def _restored_line(one: Any) -> str:
         f" {'no snapshot' if shown is None else f'snapshot {shown}'}"
         f"{', corrected' if one.is_corrected else ''}"
     )
+
+
+def give_up(place: Place, paths: list[str]) -> None:
+    """List empty files of the lake in the place of lost ones, a line each."""
+    from bandolero.lake.give_up import give_up as run
+    from bandolero.lake.give_up import holder_of
+    from bandolero_service.erasures import alone
+
+    lake = place.lake()
+    with place.store() as store:
+        for path in paths:
+            held = holder_of(lake, path)
+            shard = 0 if held.is_ingested else int(held.shard.removeprefix("s"))
+            with alone(store, shard) as mine:
+                if mine is None:
+                    busy = "files are being compacted, erased from or ingested"
+                    raise CommandError(f"{busy}: try again in a minute.")
+                try:
+                    lost = run(lake, holder_of(lake, path), path)
+                except ValueError as error:
+                    raise CommandError(str(error)) from None
+            _say(f"given up: {path} with {lost.rows:,} rows: {lost.reason}")
 
 
 def export_keys(place: Place, tenant: str | None) -> None:

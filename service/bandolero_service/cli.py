@@ -51,12 +51,14 @@ experiment_app = typer.Typer(no_args_is_help=True, help="Apply, list and show.")
 keys_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 audit_app = typer.Typer(no_args_is_help=True, help="List and verify the audit log.")
 priors_app = typer.Typer(no_args_is_help=True, help="List, compare and roll back.")
+lake_app = typer.Typer(no_args_is_help=True, help="Give up files that are lost.")
 ingest_app = typer.Typer(no_args_is_help=True, help="Load files into the lake.")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
 app.add_typer(ingest_app, name="ingest")
 app.add_typer(priors_app, name="priors")
+app.add_typer(lake_app, name="lake")
 
 GATE_BLOCKED = 3
 
@@ -281,6 +283,21 @@ def ingest_events(
     from bandolero_service.loading import load
 
     load(place, "events", paths, mapping, max_refused, tenant)
+
+
+@lake_app.command(
+    "give-up",
+    epilog="Example: bandolero lake give-up events/date=2026-11-20/FILE.parquet",
+)
+@placed
+def lake_give_up(
+    place: Place,
+    paths: Annotated[
+        list[str], typer.Argument(help="As `bandolero refresh` names them.")
+    ],
+) -> None:
+    """Go on without files of the lake that cannot be read and will not come back."""
+    backup.give_up(place, paths)
 
 
 @keys_app.command(

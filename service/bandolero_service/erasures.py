@@ -181,7 +181,7 @@ def work_off(
     in_lake = {n: body for n, body in found.items() if _read(body).in_lake}
     in_log = {n: b for n, b in found.items() if n not in in_lake and _read(b).in_log}
     if in_lake:
-        with _alone(store, shard, still) as mine:
+        with alone(store, shard, still) as mine:
             if mine is not None:  # else next time
                 _clear_lake(store, lake, shard, in_lake, mine)
     if in_log:
@@ -189,8 +189,8 @@ def work_off(
 
 
 @contextmanager
-def _alone(
-    store: Store, shard: int, still: Callable[[], None]
+def alone(
+    store: Store, shard: int, still: Callable[[], None] = lambda: None
 ) -> Iterator[Callable[[], None] | None]:
     """Be the only one who rewrites a shard's files: a `still` that keeps it so.
 
