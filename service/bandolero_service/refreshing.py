@@ -197,7 +197,7 @@ def _refusal(found: "Refreshed", in_force: Sequence[dict[str, Any]]) -> str:
     """Why nothing of a night is to be published; empty where it is."""
     if bad := found.bad_files:
         lost = f"{len(bad)} of its files cannot be read (see above)"
-        ways = "put them back, or go on without them: bandolero lake give-up PATH"
+        ways = "Put them back, or go on without them: bandolero lake give-up PATH"
         return f"the lake is not whole, {lost}; what is in force stays. {ways}"
     newest_ms = max((old.get("watermark_ms", 0) for old in in_force), default=0)
     if found.watermark_ms < newest_ms:
