@@ -386,6 +386,7 @@ def test_a_blocked_night_ends_with_code_3(
     priors_told = json.loads(file.read_text())["priors"]
     assert {p["outcome"] for p in priors_told.values()} == {outcome}
     assert ("blocked by the gate of drift" in done.stdout) == (code == 3)
+    assert ("is kept back: none is in force" in done.stdout) == (code == 3)
     assert bool(priors.books(store)) == (code == 0)
 
 

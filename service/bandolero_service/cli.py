@@ -199,7 +199,7 @@ def refresh(
 ) -> None:
     """Run the nightly job: settle with hindsight, correct, fit priors, compact the lake.
 
-    Exit code 3 says that a gate kept a prior back, and the one in force stays.
+    Exit code 3 says that a gate kept a prior back; one that is in force stays.
     """
     chosen = (engine, memory_limit, spark_master)
     if not refreshing.refresh(place, tenant, until, dry_run, summary, chosen):

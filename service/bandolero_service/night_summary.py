@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 OUTCOMES = {
     "published": "is version {version}",
     "unchanged": "as it was",
-    "blocked": "is kept back: the one in force stays",
+    "blocked": "is kept back: version {version} stays in force",
+    "first blocked": "is kept back: none is in force",
     "held": "is left: an earlier one is held by a rollback",
     "stale": "is left: the one in force is of a later night",
 }
@@ -112,7 +113,8 @@ def lines_of(told: dict[str, Any]) -> Iterator[str]:
 
 
 def _prior_lines(name: str, told: dict[str, Any]) -> Iterator[str]:
-    outcome = OUTCOMES[told["outcome"]].format(**told)
+    is_first = told["outcome"] == "blocked" and told["version"] is None
+    outcome = OUTCOMES["first blocked" if is_first else told["outcome"]].format(**told)
     values = ", ".join(f"{k} {v:.4g}" for k, v in told["parameters"].items())
     yield f"prior of {name}: {values}, from {told['n_variants']} variants, {outcome}"
     for gate in told["gates"]:
