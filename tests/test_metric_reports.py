@@ -15,7 +15,7 @@ from bandolero.report.html import to_html
 from bandolero.report.metrics import metric_tables
 from bandolero.report.tabular import METADATA_KEY, to_json, to_parquet
 from bandolero.report.text import to_text
-from report_cases import DAY, NOW_MS, epoch, report_of
+from report_cases import DAY, NOW_MS, epoch, report_of, value_record
 from report_cases import record_of as reported
 from strategies import START_MS, Row, decision, event, experiment
 from test_contextual import DESKTOP, MOBILE, made, spec_of
@@ -194,6 +194,20 @@ def test_every_form_of_the_report_has_the_metrics() -> None:
     assert told[0]["watermark"].startswith("2026-11-")
     about = _metadata(to_parquet(report))
     assert about["metrics"] == json.loads(json.dumps(told))
+
+
+def test_counts_are_not_money() -> None:
+    """What is counted, by a metric or the objective, is told per trial and in no currency."""
+    counted = {**REVENUE, "reward": "count"}
+    record = reported("One", "Two", metrics=[counted], currency="EUR")
+    tables = metric_tables(record, {"revenue": FOUND["revenue"]}, NOW_MS)
+    text = to_text(report_of(record, epoch([9, 9], [1, 2]), metrics=tables))
+    assert "within 2 h, count per trial" in text
+    two = epoch([9, 9], [3, 6], squared=[5, 9])
+    own = report_of(value_record("count", currency="EUR"), two)
+    assert "count per trial" in own.headline
+    for shown in (text, to_text(own), to_html(own)):
+        assert "EUR" not in shown
 
 
 def _metadata(data: bytes) -> Any:

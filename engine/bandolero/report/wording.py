@@ -92,7 +92,7 @@ def scale_of(reward: str, currency: str | None, rates: Iterable[float | None]) -
     largest = max((abs(rate) for rate in rates if rate is not None), default=0.0)
     if reward == "binary":
         return Scale(100.0, "%", "percentage points", _digits(100.0 * largest, 1))
-    noun = currency or ("value" if reward == "value" else "count")
+    noun = (currency or "value") if reward == "value" else "count"
     unit = f"{noun} per trial"
     return Scale(1.0, unit, unit, _digits(largest, 2))
 
