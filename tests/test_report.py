@@ -239,6 +239,17 @@ def test_headline(
     assert report.headline.startswith(begins)
 
 
+def test_a_leader_of_few_trials_is_named_as_such() -> None:
+    """A variant that nobody saw may lead by its prior alone, and then the headline says so."""
+    weights = {"kind": "fixed", "weights": {"v1": 0.7, "v2": 0.3, "v3": 0.0}}
+    record = record_of("One", "Two", "Three", policy=weights)
+    probabilities = [0.7, 0.3, 0.0]
+    counts = epoch([700, 300, 0], [70.0, 33.0, 0.0], probabilities=probabilities)
+    report = report_of(record, counts)
+    assert report.headline.startswith("No variant stands out yet: v3 leads with")
+    assert report.headline.endswith(", on only 0 trials.")
+
+
 def test_paused_and_retired_variants_stay_in_the_comparison() -> None:
     """A variant with data is compared whatever its state; one that never ran is not."""
     record = record_of("One", "Two", "Three").model_copy(

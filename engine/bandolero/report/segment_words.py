@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bandolero.inference.interaction import Interaction
 from bandolero.report.model import LevelRow, Verdict
-from bandolero.report.verdict import FEW_TRIALS, STANDS_OUT
+from bandolero.report.verdict import FEW_TRIALS, STANDS_OUT, thin
 from bandolero.report.wording import (
     amount,
     brief,
@@ -84,13 +84,9 @@ def of_level(
         return "empty", f"Nothing to compare {rivals[0].variant_id} with yet."
     best = max(rivals, key=lambda row: row.probability_best or 0.0)
     chance = f"P(best) {probability(best.probability_best)}"
-    few = best.trials < FEW_TRIALS
-    if few or (best.probability_best or 0.0) < bar:
-        thin = f", on only {amount(best.trials, 'trial')}" if few else ""
-        return (
-            "open",
-            f"No variant stands out: {best.variant_id} leads with {chance}{thin}.",
-        )
+    if best.trials < FEW_TRIALS or (best.probability_best or 0.0) < bar:
+        leads = f"{best.variant_id} leads with {chance}{thin(best)}"
+        return "open", f"No variant stands out: {leads}."
     against = ""
     if best.lift is not None and best.variant_id != control:
         between = lift_interval(best.lift_lower, best.lift_upper)

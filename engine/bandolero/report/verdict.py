@@ -7,6 +7,7 @@ from bandolero.experiment import Experiment
 from bandolero.policy_specs import CONTEXTUAL
 from bandolero.report.model import (
     Corrected,
+    LevelRow,
     SampleRatioCheck,
     Stratum,
     Totals,
@@ -130,9 +131,15 @@ def _compared(facts: Facts, rivals: list[VariantRow]) -> tuple[Verdict, str]:
             f"alone gives away about {given_away} of its rate "
             f"(P(best) {probability(safest.probability_best)})."
         )
-    few = f", on only {amount(best.trials, 'trial')}" if stands_out else ""
-    leads = f"{_named(best)} leads with {chance}, {loss}{few}"
+    leads = f"{_named(best)} leads with {chance}, {loss}{thin(best)}"
     return "open", f"No variant stands out yet: {leads}."
+
+
+def thin(row: VariantRow | LevelRow) -> str:
+    """That a variant has few trials, as the end of a sentence; empty where it has not."""
+    if row.trials >= FEW_TRIALS:
+        return ""
+    return f", on only {amount(row.trials, 'trial')}"
 
 
 def _against_control(facts: Facts, row: VariantRow) -> str:
