@@ -1,15 +1,19 @@
 """What a report says: columns a reader can add up, honest checks, plain words."""
 
+import csv
+import io
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bandolero.policies import BetaState
 from bandolero.report.figures import lifts_svg
 from bandolero.report.html import to_html
 from bandolero.report.model import Stratum
-from bandolero.report.tabular import to_json
+from bandolero.report.tabular import to_csv, to_json, to_parquet
 from bandolero.report.text import to_text
 from bandolero.report.wording import evidence
 from bandolero.snapshot import build_snapshot
@@ -142,6 +146,27 @@ def test_share_now_is_the_snapshots() -> None:
     shares = [row.share_now for row in report.variants]
     assert shares == [pytest.approx(0.5), pytest.approx(0.5), None]
     assert report.snapshot_version == 7
+
+
+@pytest.mark.parametrize("status", ["draft", "paused", "stopped"])
+def test_what_is_not_served_has_no_share(status: str) -> None:
+    """Shares are of the active variants of a running experiment, in every format."""
+    states = {"variant_states": {"v2": "paused", "v3": "retired"}}
+    running = record_of("One", "Two", "Three").model_copy(update=states)
+    counts = np.zeros(3, np.int64)
+    state = BetaState(np.ones(3), np.ones(3), counts, counts)
+    snapshot = build_snapshot(running, state, version=7, created_at_ms=NOW_MS)
+    ended = running.model_copy(update={"status": status})
+    for record, shares in ((running, [1.0, None, None]), (ended, [None] * 3)):
+        report = report_of(record, epoch([9, 9, 9], [1, 2, 3]), snapshot=snapshot)
+        rows = pq.read_table(pa.BufferReader(to_parquet(report))).to_pylist()
+        lines = csv.DictReader(io.StringIO(to_csv(report)))
+        assert [row["share_now"] for row in rows] == shares
+        assert [float(x) if (x := line["share_now"]) else None for line in lines] == (
+            shares
+        )
+        for shown in (to_text(report), to_html(report)):
+            assert "0.0 %" not in shown.replace("100.0 %", "")
 
 
 def test_healthy_bandit_passes_the_sample_ratio() -> None:

@@ -123,7 +123,7 @@ def _rows(
     record: ExperimentRecord, counts: Counts, pending: Ints, snapshot: Snapshot | None
 ) -> tuple[VariantRow, ...]:
     """One row a variant, in arm order."""
-    shares = _shares_now(snapshot)
+    shares = _shares_now(record, snapshot)
     return tuple(
         VariantRow(
             **told, pending=int(waiting), share_now=shares.get(told["variant_id"])
@@ -132,12 +132,16 @@ def _rows(
     )
 
 
-def _shares_now(snapshot: Snapshot | None) -> dict[str, float]:
-    """Probability of every variant that the snapshot knows."""
-    if snapshot is None:
+def _shares_now(
+    record: ExperimentRecord, snapshot: Snapshot | None
+) -> dict[str, float]:
+    """Probability of every variant that is served and that the snapshot knows."""
+    if snapshot is None or record.status != "running":
         return {}
     ids = snapshot.experiment.variant_ids
-    return {v: float(p) for v, p in zip(ids, snapshot.probabilities, strict=True)}
+    active = {record.spec.variant_ids[arm] for arm in record.active_arms}
+    told = zip(ids, snapshot.probabilities, strict=True)
+    return {v: float(p) for v, p in told if v in active}
 
 
 def _totals(rows: Sequence[VariantRow]) -> Totals:

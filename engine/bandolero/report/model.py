@@ -18,7 +18,7 @@ class VariantRow:
 
     headline: the first slot of its creative. mean: posterior mean of the rate; where a
     context decided, of what the rate would be if all requests saw the variant. share_now: its probability in the newest
-    snapshot. rewards, expected_loss: in units, or a share where the reward is binary.
+    snapshot, None where it is not served. rewards, expected_loss: in units, or a share where the reward is binary.
     lift: relative to control (0.1 is 10 % more). None: nothing to say it from.
     """
 

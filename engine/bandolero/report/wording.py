@@ -34,7 +34,7 @@ GLOSSARY = {
     "P(beats control)": "Probability that its true rate is higher than the control's.",
     "Expected loss": "What showing only this variant would give away on average, against always showing the truly best one.",
     "Lift": "Relative difference to the control's rate, with its 95 % interval; +10 % turns a rate of 2 % into 2.2 %.",
-    "Share now": "Probability with which the variant is chosen at present; none where it is not active.",
+    "Share now": "Probability with which the variant is chosen at present; none where it is not active, or the experiment not running.",
 }
 """What each column means, in the order of the columns."""
 
