@@ -11,7 +11,15 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 
 import reference_policies as reference
-from bandolero._march import GAMMA, NORMAL, STUDENT, march
+from bandolero._march import (
+    BETA,
+    GAMMA,
+    N_NODES,
+    NORMAL,
+    STUDENT,
+    _density_nodes,
+    march,
+)
 from bandolero.quadrature import best_of_gammas, best_of_normals, best_of_students
 from reference import Kind
 from reference_policies import StudentKind
@@ -115,8 +123,12 @@ STUDENTS = [
 each_gamma = pytest.mark.parametrize("case", GAMMAS, ids=lambda case: case.name)
 each_student = pytest.mark.parametrize("case", STUDENTS, ids=lambda case: case.name)
 
-shapes = st.one_of(st.integers(1, 100), st.floats(0.01, 1e7)).map(float)
-rates = st.floats(1e-3, 1e9)
+shapes = st.one_of(
+    st.integers(1, 100),
+    st.floats(0.01, 1e7),
+    st.floats(-12.0, 0.0).map(lambda x: 10.0**x),
+).map(float)
+rates = st.one_of(st.floats(1e-3, 1e9), st.floats(-9.0, 9.0).map(lambda x: 10.0**x))
 gammas = st.lists(st.tuples(shapes, rates), min_size=1, max_size=6).map(np.array)
 students = st.lists(
     st.tuples(
@@ -181,6 +193,26 @@ def test_two_gammas_equal_the_closed_form(a: float, c: float, log_ratio: float) 
     best = best_of_gammas(np.array([a, c]), np.array([ratio, 1.0]))
     exact = special.betainc(c, a, 1.0 / (1.0 + ratio))
     assert best.probability_best[0] == pytest.approx(exact, abs=1e-11)
+
+
+@pytest.mark.parametrize("shape", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_gammas_of_tiny_shape_equal_the_closed_form(shape: float) -> None:
+    """Down to a shape of 1e-12 the answer is right, against others and among alike."""
+    few = best_of_gammas(np.array([shape, 1.0]), np.ones(2))
+    exact = special.betainc(1.0, shape, 0.5)
+    assert few.probability_best[0] == pytest.approx(exact, rel=1e-12)
+    # Logs are then exponentials of rate `shape`: the chance to be last is its share.
+    shapes = shape * np.linspace(1.0, 2.0, 50)
+    many = best_of_gammas(shapes, np.ones(50))
+    assert_allclose(many.probability_best, shapes / shapes.sum(), atol=shape)
+
+
+@pytest.mark.parametrize("family", [BETA, GAMMA])
+def test_nodes_grow_with_the_log_of_a_tiny_parameter(family: int) -> None:
+    """A support of length 40 / a takes as many panels as log(1 / a), not as 1 / a."""
+    for a in (1e-3, 1e-6, 1e-9):
+        points, _ = _density_nodes(family, a, a, 0.0, -40.0 / a, 0.0)
+        assert points.size < 100 * N_NODES
 
 
 @given(students)

@@ -49,6 +49,8 @@ Floats = NDArray[np.float64]
 N_NODES = 16
 SUPPORT_DROP = 40.0
 """A support ends where the density is exp(-40) = 4e-18 of that at the mode."""
+EXP_MAX = 700.0
+"""w(s) of a Gamma ends here, lest it overflow in a panel so wide that q is 0."""
 NOTHING = 1e-14
 """Student's march ends where the highest value is below with no more probability."""
 CURVATURE_MAX = 2.5
@@ -219,7 +221,7 @@ def _panel_fits(
         x = _logistic(min(max(0.0, z_left), z_right))
         curvature = (a + b) * x * (1.0 - x)
     elif family == GAMMA:
-        if width > min(max(POLE_MAX, -z_right - math.log(b)), 700.0):
+        if width > max(POLE_MAX, -z_right - math.log(b)):
             return False
         curvature = a * math.exp(t_right)
     elif family == NORMAL:
@@ -285,7 +287,7 @@ def _panel_basis(
         for i in range(N_NODES):
             s = half * NODES[i]
             linear[i] = s
-            common[i] = math.expm1(s) if family == GAMMA else 0.5 * s * s
+            common[i] = math.expm1(min(s, EXP_MAX)) if family == GAMMA else 0.5 * s * s
         return False
     swapped = mid > 0.0
     sign = -1.0 if swapped else 1.0
