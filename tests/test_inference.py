@@ -90,6 +90,28 @@ def test_lift_intervals_hold_their_probability(variant: Kind, control: Kind) -> 
         assert below == pytest.approx(probability, abs=1e-7)
 
 
+@pytest.mark.parametrize("control", [0.006, 0.005, 1e-3, 1e-9])
+def test_lift_over_a_control_that_may_be_zero(control: float) -> None:
+    """log x of Beta(a, 1) is -Exp(a): ends by hand, infinite where no float holds them.
+
+    P(log ratio > t) = a / (a + c) e^(-c t) for t > 0.
+    """
+    lift = lift_of_rates(2.0, 1.0, control, 1.0, 0.95)
+    for end, tail in ((lift.lower, 0.975), (lift.upper, 0.025)):
+        log_ratio = -math.log(tail * (2.0 + control) / 2.0) / control
+        if log_ratio > 700.0:
+            assert end == math.inf
+        else:
+            assert math.log1p(end) == pytest.approx(log_ratio, rel=1e-4)
+
+
+@given(*[st.floats(-9.0, 9.0).map(lambda x: 10.0**x)] * 4)
+def test_lift_interval_always_exists(a: float, b: float, c: float, d: float) -> None:
+    """Whatever the posteriors: two numbers from -1 up, an upper one perhaps infinite."""
+    lift = lift_of_rates(a, b, c, d, 0.95)
+    assert -1.0 <= lift.lower <= lift.upper + 1e-6
+
+
 def test_lift_of_two_uniform_rates_by_hand() -> None:
     """P(x / x_c <= r) of uniform rates is r / 2 up to 1, then 1 - 1 / (2 r)."""
     lift = lift_of_rates(1.0, 1.0, 1.0, 1.0, 0.95)

@@ -1,5 +1,6 @@
 """P(best) and expected loss of Beta posteriors are exact, whatever the posteriors."""
 
+import math
 from random import Random
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import reference
-from bandolero.quadrature import beats, best_of, integrate, nodes_below
+from bandolero.quadrature import beats, best_of, integrate, log_nodes_below
 from reference import Kind
 
 Floats = NDArray[np.float64]
@@ -285,7 +286,8 @@ def test_lists_and_read_only_arrays_will_do() -> None:
 def test_nodes_integrate_moments(arm: tuple[float, float], end: float) -> None:
     """Nodes below an end hold the posterior's probability and mean below it."""
     a, b = arm
-    x, weights = nodes_below(a, b, end)
+    logs, weights = log_nodes_below(a, b, math.log(end))
+    x = np.exp(logs)
     below = stats.beta(a, b).cdf(end)
     mean = a / (a + b) * stats.beta(a + 1.0, b).cdf(end)
     assert weights.sum() == pytest.approx(below, abs=1e-9)

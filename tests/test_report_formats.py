@@ -19,6 +19,7 @@ from bandolero.report.tabular import METADATA_KEY, to_csv, to_json, to_parquet
 from bandolero.report.text import to_text
 from report_cases import (
     busy_report,
+    epoch,
     long_report,
     record_of,
     report_of,
@@ -38,6 +39,28 @@ def test_nothing_settled_is_nulls_and_no_figure() -> None:
     page = to_html(report_of(record_of("One", "Two"), decided={"v1": 3}))
     assert "Nothing to compare yet" in page
     assert "<svg" not in page
+
+
+@pytest.mark.parametrize("prior", [0.004, 0.001, 1e-9])
+def test_lift_over_a_control_that_may_be_zero(prior: float) -> None:
+    """Where an end of a lift is infinite it is null, and the lower one is told alone."""
+    policy = {"kind": "beta_thompson", "prior_alpha": prior}
+    record = record_of("One", "Two", policy=policy)
+    for report in (
+        report_of(record),
+        report_of(record, epoch([1000, 1000], [0.0, 0.0])),
+        report_of(record, epoch([1000, 1000], [0.0, 20.0])),
+    ):
+        told = json.loads(json.dumps(to_json(report), allow_nan=False))
+        row = told["variants"][1]
+        assert row["lift"] is row["lift_upper"] is None
+        assert row["lift_lower"] is None or row["lift_lower"] >= -1.0
+        assert list(csv.DictReader(io.StringIO(to_csv(report))))[1]["lift_upper"] == ""
+        assert to_parquet(report)
+        assert "inf" not in re.sub("inform", "", to_text(report) + to_html(report))
+    open_above = report_of(record, epoch([1000, 1000], [0.0, 0.0]))
+    assert "above −100.0 %" in to_text(open_above)
+    assert "<svg" in lifts_svg(open_above)
 
 
 def test_csv_round_trip() -> None:

@@ -356,15 +356,12 @@ def _all_below(survival: Floats) -> float:
 
 
 @kernel
-def rates_below(alpha: float, beta: float, z_end: float) -> tuple[Floats, Floats]:
-    """Nodes and weights of `nodes_below`, the end as a logit."""
+def logits_below(alpha: float, beta: float, z_end: float) -> tuple[Floats, Floats]:
+    """Nodes and weights of `log_nodes_below`, nodes and end as logits."""
     mode = math.log(alpha / beta)
     low = mode + _support_end(BETA, alpha, beta, 0.0, -1.0)
     high = mode + _support_end(BETA, alpha, beta, 0.0, 1.0)
-    z, weights = _density_nodes(BETA, alpha, beta, 0.0, low, min(high, z_end))
-    for i in range(z.size):
-        z[i] = _logistic(z[i])
-    return z, weights
+    return _density_nodes(BETA, alpha, beta, 0.0, low, min(high, z_end))
 
 
 @kernel

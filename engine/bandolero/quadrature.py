@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandolero._march import BETA, GAMMA, NORMAL, STUDENT, march, rates_below
+from bandolero._march import BETA, GAMMA, NORMAL, STUDENT, logits_below, march
 
 Floats = NDArray[np.float64]
 
@@ -126,19 +126,25 @@ def beats(alpha_k: float, beta_k: float, alpha_j: float, beta_j: float) -> float
     return float(both.probability_best[0])
 
 
-def nodes_below(alpha: float, beta: float, end: float = 1.0) -> tuple[Floats, Floats]:
-    """Rates x_i and weights w_i: sum w_i g(x_i) = E[g(x); x < end] for a Beta posterior.
+def log_nodes_below(
+    alpha: float, beta: float, log_end: float = 0.0
+) -> tuple[Floats, Floats]:
+    """Logs l_i of rates, weights w_i: sum w_i g(l_i) = E[g(log x); log x < log_end].
 
-    Right to 1e-12 where g is smooth on the scale of the posterior; (n_nodes,) each.
+    x has a Beta posterior. Right to 1e-12 where g is smooth on its scale; (n_nodes,)
+    each. Logs, because with a tiny `alpha` much of x is too small for a float.
 
     Examples
     --------
-    >>> x, weights = nodes_below(5.0, 7.0)
-    >>> round(float(weights @ x), 12) == round(5.0 / 12.0, 12)
+    >>> logs, weights = log_nodes_below(5.0, 7.0)
+    >>> round(float(weights @ np.exp(logs)), 12) == round(5.0 / 12.0, 12)
     True
     """
-    z_end = math.log(end / (1.0 - end)) if end < 1.0 else math.inf
-    return rates_below(float(alpha), float(beta), z_end)
+    z_end = math.inf
+    if log_end < 0.0:
+        z_end = log_end - math.log(-math.expm1(log_end))
+    z, weights = logits_below(float(alpha), float(beta), z_end)
+    return -np.logaddexp(0.0, -z), weights
 
 
 def integrate(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:

@@ -33,7 +33,8 @@ class Comparison(NamedTuple):
         E[highest rate - the variant's rate]: what choosing it for good costs per trial.
     lift, lift_lower, lift_upper
         Posterior mean and credible interval of rate / control's rate - 1. nan for
-        control, and where it has no meaning: see `bandolero.inference.lift`.
+        control, and where it has no meaning; inf beyond what a float holds: see
+        `bandolero.inference.lift`.
     """
 
     mean: Floats

@@ -7,14 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import betainc, betaincc, digamma, ndtri, polygamma
+from scipy.special import betainc, betaincc, betaln, digamma, ndtri, polygamma
 
-from bandolero.quadrature import nodes_below
+from bandolero.quadrature import log_nodes_below
 
 Floats = NDArray[np.float64]
 
 CONTROL_SDS_MIN = 4.0
 """A mean has a lift over a control that is at least so many sd above zero."""
+LOG_MIN, LOG_MAX = -40.0, 700.0
+"""Ratios are e to the power of these; what is under is 0, and what is over infinite."""
 
 
 class Lift(NamedTuple):
@@ -23,7 +25,7 @@ class Lift(NamedTuple):
     mean
         Its posterior mean; nan where there is none.
     lower, upper
-        Its equal-tailed credible interval.
+        Its equal-tailed credible interval; inf where control may be as good as zero.
     """
 
     mean: float
@@ -45,8 +47,9 @@ def lift_of_rates(
 
     The mean is E[x] E[1 / x_c] - 1, which is infinite, here nan, for control_alpha <= 1:
     where control may well be zero, no number is its multiple. The interval always
-    exists. Its ends hold their probability within 1e-7 for counts up to 1e9 and beta
-    parameters >= 1; with smaller ones and rates near 1, within 1e-4.
+    exists; an end that no float can hold is infinite. Ends hold their probability
+    within 1e-7 for counts up to 1e9 and beta parameters >= 1; with smaller ones and
+    rates near 1, within 1e-4.
 
     Examples
     --------
@@ -115,11 +118,11 @@ def ratio_below(
     """
     if _log_sd(alpha, beta) < _log_sd(control_alpha, control_beta):
         over_variant = _expectation(
-            alpha, beta, lambda x: betaincc(control_alpha, control_beta, x)
+            alpha, beta, lambda log: 1.0 - _rate_below(control_alpha, control_beta, log)
         )
         return lambda y: over_variant(-y)
     over_control = _expectation(
-        control_alpha, control_beta, lambda x: betainc(alpha, beta, x)
+        control_alpha, control_beta, lambda log: _rate_below(alpha, beta, log)
     )
 
     def below(y: float) -> float:
@@ -132,16 +135,25 @@ def ratio_below(
 def _expectation(
     alpha: float, beta: float, g: Callable[[Floats], Floats]
 ) -> Callable[[float], float]:
-    """E[g(x e^y); x e^y < 1] as a function of y, for a Beta posterior of x."""
-    whole = nodes_below(alpha, beta)
+    """E[g(log x + y); log x + y < 0] as a function of y, for a Beta posterior of x."""
+    whole = log_nodes_below(alpha, beta)
 
     def expectation(y: float) -> float:
-        x, weights = whole
-        if y > 0.0 and x[0] * math.exp(y) > 1.0:
-            x, weights = nodes_below(alpha, beta, math.exp(-y))
-        return float(weights @ g(np.minimum(x * math.exp(y), 1.0)))
+        logs, weights = whole
+        if y > 0.0 and logs[0] + y > 0.0:
+            logs, weights = log_nodes_below(alpha, beta, -y)
+        return float(weights @ g(np.minimum(logs + y, 0.0)))
 
     return expectation
+
+
+def _rate_below(alpha: float, beta: float, log: Floats) -> Floats:
+    """P(log x <= log) for a Beta posterior of x, (n,); by a power where x underflows."""
+    below = betainc(alpha, beta, np.exp(log))
+    tiny = log < -LOG_MAX
+    power = alpha * log[tiny] - math.log(alpha) - betaln(alpha, beta)
+    below[tiny] = np.exp(np.minimum(power, 0.0))
+    return np.asarray(below, np.float64)
 
 
 def _quantile(
@@ -149,23 +161,28 @@ def _quantile(
 ) -> float:
     """Where a distribution function reaches `probability`, from a Normal guess.
 
-    Sought on the Normal scale, where `below` is nearly straight.
+    Sought on the Normal scale, where `below` is nearly straight, from LOG_MIN to LOG_MAX;
+    infinite where it lies beyond them.
     """
 
     def excess(y: float) -> float:
         return float(ndtri(min(max(below(y), 1e-300), 1.0 - 1e-16))) - target
 
     target = float(ndtri(probability))
-    low = high = center + target * sd
+    low = high = min(max(center + target * sd, LOG_MIN), LOG_MAX)
     step = 0.25 * sd
     while excess(low) > 0.0:
-        low, step = low - step, 2.0 * step
+        if low == LOG_MIN:
+            return -math.inf
+        low, step = max(low - step, LOG_MIN), 2.0 * step
     step = 0.25 * sd
     while excess(high) < 0.0:
-        high, step = high + step, 2.0 * step
+        if high == LOG_MAX:
+            return math.inf
+        high, step = min(high + step, LOG_MAX), 2.0 * step
     if low == high:
         return low
-    return float(brentq(excess, low, high, xtol=1e-7 * sd, rtol=1e-14))
+    return float(brentq(excess, low, high, xtol=1e-7 * min(sd, 1.0), rtol=1e-14))
 
 
 def _log_mean(alpha: float, beta: float) -> float:

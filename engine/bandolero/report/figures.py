@@ -7,6 +7,7 @@ ids are cut, for figures have no other room.
 """
 
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -93,15 +94,15 @@ def lifts_svg(report: Report) -> str:
         [
             r
             for r in report.variants
-            if r.lift_upper is not None or r.variant_id == control
+            if r.lift_lower is not None or r.variant_id == control
         ],
     )
 
     def draw(ax: Axes) -> None:
         ax.axvline(0.0, color=GREY, ls=":", lw=1)
         for y, row in enumerate(rows):
-            upper = row.lift_upper or 0.0
-            ends = (row.lift_lower or 0.0, min(upper, LIFT_MAX))
+            upper = _lift_upper(row)
+            ends = (min(row.lift_lower or 0.0, LIFT_MAX), min(upper, LIFT_MAX))
             at = 0.0 if row.variant_id == control else row.lift
             inside = at is not None and at < LIFT_MAX
             _interval(ax, report, row, y, at if inside else None, ends, 100.0)
@@ -109,7 +110,7 @@ def lifts_svg(report: Report) -> str:
                 ax.plot(100 * LIFT_MAX, y, marker=">", color=_colour(report, row))
         _name_rows(ax, report, rows)
         lowest = min(row.lift_lower or 0.0 for row in rows)
-        highest = max(row.lift_upper or 0.0 for row in rows)
+        highest = max(_lift_upper(row) for row in rows)
         margin = 0.06 * (min(highest, LIFT_MAX) - lowest)
         ax.set_xlim(100 * (lowest - margin), 100 * (min(highest, LIFT_MAX) + margin))
         ax.xaxis.set_major_formatter(FuncFormatter(_signed))
@@ -117,6 +118,13 @@ def lifts_svg(report: Report) -> str:
 
     title = f"Lift and {100 * report.credibility:g} % credible interval"
     return _svg(title, draw, _height(rows)) if len(rows) > 1 else ""
+
+
+def _lift_upper(row: VariantRow) -> float:
+    """Where an interval ends: infinite where it has a lower end alone, 0 for control."""
+    if row.lift_lower is None:
+        return 0.0
+    return math.inf if row.lift_upper is None else row.lift_upper
 
 
 def traffic_svg(report: Report) -> str:

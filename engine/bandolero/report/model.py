@@ -19,7 +19,8 @@ class VariantRow:
     headline: the first slot of its creative. mean: posterior mean of the rate; where a
     context decided, of what the rate would be if all requests saw the variant. share_now: its probability in the newest
     snapshot, None where it is not served. rewards, expected_loss: in units, or a share where the reward is binary.
-    lift: relative to control (0.1 is 10 % more). None: nothing to say it from.
+    lift: relative to control (0.1 is 10 % more). lift_upper: None beside a lower end where
+    control may be as good as zero. None: nothing to say it from.
     """
 
     variant_id: str

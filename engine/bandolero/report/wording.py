@@ -216,20 +216,22 @@ def lift(value: float | None) -> str:
 
     Examples
     --------
-    >>> lift(0.123), lift(-0.05), lift(12.0)
-    ('+12.3 %', '−5.0 %', '+1,200 %')
+    >>> lift(0.123), lift(-0.05), lift(12.0), lift(3e40)
+    ('+12.3 %', '−5.0 %', '+1,200 %', '+3e+42 %')
     """
     if value is None:
         return NONE
     percent = 100.0 * value
-    text = f"{percent:+,.0f} %" if abs(percent) >= 1000.0 else f"{percent:+.1f} %"
-    return text.replace("-", "−")
+    digits = "+.1f" if abs(percent) < 1e3 else "+,.0f" if abs(percent) < 1e9 else "+.0e"
+    return f"{percent:{digits}} %".replace("-", "−")
 
 
 def lift_interval(lower: float | None, upper: float | None) -> str:
-    """Both ends of a lift."""
-    if lower is None or upper is None:
+    """Both ends of a lift; the lower one where there is no upper."""
+    if lower is None:
         return NONE
+    if upper is None:
+        return f"above {lift(lower)}"
     return f"{lift(lower).removesuffix(' %')} to {lift(upper)}"
 
 
