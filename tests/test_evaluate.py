@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -298,7 +299,22 @@ def test_propensities_that_are_wrong_are_found() -> None:
     wrong = replace(trials, propensities=np.array([0.6, 0.3, 0.1])[trials.arms])
     assert calibration_of(wrong).arm == 2
     assert calibration_of(wrong).ratio == pytest.approx(2.0, rel=0.1)
-    assert refused(evaluate(wrong, LOGGED), "1 / propensity of a variant adds up to")
+    assert refused(evaluate(wrong, LOGGED), "1 / propensity of arm 2 adds up to")
+    named = replace(KINDS, arm_names=("x", "y", "z"))
+    found = evaluate(replace(wrong, situations=named), LOGGED)
+    assert refused(found, "1 / propensity of z adds up to")
+
+
+def test_a_log_that_shows_what_it_could_not_is_no_support() -> None:
+    """Draws of an arm that could not be drawn there are said, with the arm."""
+    possible = np.array([[True, True, True], [True, True, False]])
+    odd = replace(logged(14, 4000), situations=Situations(KINDS.features, possible))
+    share = float(((odd.situation == 1) & (odd.arms == 2)).mean())
+    target = np.array([0.7, 0.3, 0.0])
+    start = (
+        f"{share:.1%} of trials show a variant that could not be drawn there, as arm 2"
+    )
+    assert refused(evaluate(odd, target), start)
 
 
 def test_a_sound_log_is_not_refused() -> None:
@@ -355,6 +371,58 @@ def test_bad_targets_are_named(target: list[float], message: str) -> None:
     """A target that is no distribution is refused."""
     with pytest.raises(ValueError, match=message):
         evaluate(logged(13, 10), np.array(target))
+
+
+@pytest.mark.parametrize("name", ["arms", "situation", "clusters"])
+def test_numbers_that_are_not_whole_are_named(name: str) -> None:
+    """A column of numbers that is of floats is refused with its name and kind."""
+    rule = f"{name}.dtype == float64, must be of integers"
+    column: dict[str, Any] = {name: np.zeros(10)}
+    with pytest.raises(ValueError, match=rule):
+        replace(logged(12, 10), **column)
+
+
+def test_columns_may_be_lists() -> None:
+    """A log of Python lists is what it is as arrays."""
+    trials = logged(12, 600)
+    names = ("arms", "rewards", "propensities", "situation")
+    lists: dict[str, Any] = {name: getattr(trials, name).tolist() for name in names}
+    assert evaluate(replace(trials, **lists), LOGGED) == evaluate(trials, LOGGED)
+
+
+def test_clusters_may_have_any_numbers() -> None:
+    """Gaps between clusters' numbers change nothing, and cost no memory."""
+    pairs = np.arange(1500) // 2
+    trials = replace(logged(15, 1500), clusters=pairs)
+    far = replace(trials, clusters=pairs * 10**15)
+    assert evaluate(far, TARGET) == evaluate(trials, TARGET)
+    near = replace(trials, clusters=pairs * 2)
+    assert evaluate(near, TARGET) == evaluate(trials, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"features": np.array([[1.0, 0.0], [1.0, math.nan]])}, "features has nan"),
+        ({"features": np.zeros((2, 2))}, "features must begin with 1"),
+        ({"features": np.ones(2)}, "features and possible must be tables"),
+        ({"possible": np.ones((3, 3))}, "possible has 3 rows, must have 2"),
+        ({"levels": {"kind": np.zeros(3, int)}}, r"levels\['kind'\].shape == \(3,\)"),
+    ],
+)
+def test_bad_situations_are_named(columns: dict[str, Any], message: str) -> None:
+    """Situations that cannot be are refused where they are made."""
+    with pytest.raises(ValueError, match=message):
+        replace(KINDS, **columns)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 3), (2, 1), (2, 2, 3), ()])
+def test_targets_of_wrong_shapes_are_named(shape: tuple[int, ...]) -> None:
+    """A target that is not a row a situation, or one for all, is refused."""
+    with pytest.raises(
+        ValueError, match=r"target\.shape == .*must be \(2, 3\) or \(3,\)"
+    ):
+        evaluate(logged(13, 10), np.ones(shape))
 
 
 def test_truth_is_what_it_says() -> None:

@@ -21,7 +21,7 @@ from bandolero.evaluate.reading import Asked, NothingLoggedError, read_logged
 from bandolero.evaluate.targets import TargetError, read_probabilities
 from bandolero.evaluate.telling import to_json, to_text
 from bandolero.experiment import ExperimentRecord, InvalidExperimentError
-from bandolero.lake.catalog import Lake, rows_of
+from bandolero.lake.catalog import INGESTED, Lake, rows_of
 from bandolero.lake.refresh import Refreshed, refresh
 from bandolero.lake.results import write_results
 from bandolero.lake.traffic import TrafficRules
@@ -35,6 +35,7 @@ from evaluate_lakes import (
     by_device,
     filled,
     ingested,
+    made,
     plain,
     record_of,
 )
@@ -128,18 +129,24 @@ def test_probabilities_by_decision(tmp_path: Path) -> None:
         asked(by_device(), lake, missing)
 
 
+def snapshot_rows(record: ExperimentRecord, at_ms: int) -> pa.Table:
+    """Snapshot 1 of an experiment of three variants, that has learned nothing."""
+    state = policy_of(record.spec).init(3)
+    snapshot = build_snapshot(
+        record, state, version=1, created_at_ms=at_ms, folded_to=f"{at_ms}-0"
+    )
+    row: tuple[Any, ...] = ("acme", "hats", 1, 1, at_ms, snapshot.folded_to)
+    row += (["v1", "v2", "v3"], list(snapshot.probabilities), "{}")
+    row += (snapshot_to_bytes(snapshot), f"{at_ms}-0", at_ms)
+    return rows_of("snapshots", [row])
+
+
 def test_a_served_snapshot_meets_only_what_it_has_not_learned(tmp_path: Path) -> None:
     """A snapshot folded to a log id is evaluated on decisions made after that."""
     record, n = plain(policy={"kind": "uniform"}), 2000
     lake = filled(tmp_path, 7, n, snapshot_version=[1] * n)
     folded_ms = START_MS + 500 * STEP_MS
-    state = policy_of(record.spec).init(3)
-    snapshot = build_snapshot(
-        record, state, version=1, created_at_ms=folded_ms, folded_to=f"{folded_ms}-0"
-    )
-    row: tuple[Any, ...] = ("acme", "hats", 1, 1, folded_ms, snapshot.folded_to)
-    row += (["v1", "v2", "v3"], LOGGED.tolist(), "{}", snapshot_to_bytes(snapshot))
-    rows = rows_of("snapshots", [(*row, f"{folded_ms}-0", folded_ms)])
+    rows = snapshot_rows(record, folded_ms)
     lake.commit("1", 0, 10**13 - 1, {"snapshots": rows})
     found = asked(record, lake, BySnapshot(1))
     assert found.evaluation.n_trials == n - 501
@@ -234,6 +241,46 @@ def test_eligible_sets_bound_a_policy(tmp_path: Path) -> None:
     assert third.evaluation.support.unseen == pytest.approx(share)
 
 
+def test_a_variant_added_after_files_were_ingested_is_no_fault(tmp_path: Path) -> None:
+    """Ingested decisions that tell no eligible set had the variants that they show."""
+    n = 2000
+    shown = [f"v{1 + i % 2}" for i in range(n)]
+    early = {"decision_id": [f"i{i}" for i in range(n)], "variant_id": shown}
+    files, _ = made(20, n, **early, propensity=[0.5] * n, snapshot_version=[7] * n)
+    lake = filled(tmp_path, 21, n, eligible=[["v1", "v2", "v3"]] * n)
+    lake.commit(f"{INGESTED}decisions-a", START_MS, NOW_MS - 1, {"decisions": files})
+    found = asked(plain(), lake, ByPolicy({"kind": "uniform"})).evaluation
+    assert found.n_trials == 2 * n
+    assert found.is_supported, found.support.reasons
+    third = asked(plain(), lake, table(v3=1.0)).evaluation.support
+    assert third.unseen == pytest.approx(0.5)
+
+
+def test_a_variant_never_shown_stays_wanted(tmp_path: Path) -> None:
+    """A target on a variant that no ingested decision shows has no support."""
+    n = 2000
+    shown = [f"v{1 + i % 2}" for i in range(n)]
+    lake = ingested(tmp_path, 22, n, variant_id=shown, propensity=[0.5] * n)
+    found = asked(plain(), lake, ByPolicy({"kind": "uniform"})).evaluation
+    assert found.support.unseen == pytest.approx(1 / 3)
+
+
+def test_wrong_propensities_name_the_variant(tmp_path: Path) -> None:
+    """The variant whose propensities do not add up is called by its id."""
+    wrong = filled(tmp_path, 23, 2000, propensity=[1 / 3] * 2000)
+    reasons = asked(plain(), wrong, table(**HALF)).evaluation.support.reasons
+    assert any(one.startswith("1 / propensity of v3 adds up to") for one in reasons)
+
+
+def test_who_is_held_out_may_see_what_the_policy_never_shows(tmp_path: Path) -> None:
+    """A holdout draws among all active variants, also one of weight 0: all possible."""
+    record = plain(policy={"kind": "fixed", "weights": HALF})
+    lake = filled(tmp_path, 24, 400, snapshot_version=[1] * 400, mode=["holdout"] * 400)
+    lake.commit("1", 0, 10**13 - 1, {"snapshots": snapshot_rows(record, START_MS)})
+    logged = read_logged(record, lake, Asked(NOW_MS, NOW_MS))
+    assert logged.sets.possible.tolist() == [[True, True, True]]
+
+
 def test_another_tenants_decisions_are_not_read(tmp_path: Path) -> None:
     """Equal names of another tenant add nothing."""
     tenants = ["acme", "other"] * 1000
@@ -293,6 +340,21 @@ def test_tables_are_read_from_parquet_and_csv(tmp_path: Path) -> None:
     pq.write_table(rows.drop(["probability"]), tmp_path / "half.parquet")
     with pytest.raises(TargetError, match="has no column probability, must have it"):
         read_probabilities(tmp_path / "half.parquet")
+    pa.csv.write_csv(rows, tmp_path / "P.CSV")
+    assert read_probabilities(tmp_path / "P.CSV").equals(read[0])
+
+
+@pytest.mark.parametrize("name", ["decision_id", "variant_id", "probability"])
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path, name: str) -> None:
+    """In a file and in a table given as such."""
+    names = ["decision_id", "variant_id", "probability", name]
+    given = {"decision_id": ["d0"], "variant_id": ["v1"], "probability": [1.0]}
+    rows = pa.Table.from_arrays([pa.array(given[one]) for one in names], names)
+    pa.csv.write_csv(rows, tmp_path / "p.csv")
+    with pytest.raises(TargetError, match=f"p.csv has 2 columns {name}, must have one"):
+        read_probabilities(tmp_path / "p.csv")
+    with pytest.raises(TargetError, match=f"the table has 2 columns {name}, must"):
+        asked(plain(), filled(tmp_path, 25, 100), ByTable(rows))
 
 
 def test_answers_as_text_and_json(tmp_path: Path) -> None:

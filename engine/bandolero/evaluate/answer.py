@@ -244,6 +244,7 @@ def _trials(spec: Experiment, logged: Logged, cases: Cases) -> Trials:
         np.ascontiguousarray(features),
         logged.sets.possible[cases.set_of],
         _levels(spec, cases.features),
+        spec.variant_ids,
     )
     return Trials(
         arms=logged.numbers("arm"),

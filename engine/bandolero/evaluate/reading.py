@@ -4,6 +4,8 @@ Files are read one after the other and settled (`bandolero.settle`) in batches; 
 kept of a decision is a row of numbers, and its context where the experiment has one.
 Repeats of a decision are left out, as the refresh leaves them out (`lake.repeats`), and
 invalid traffic is as the newest refresh found it (`lake.traffic`).
+Which variants competed is spelled out by a decision or implied by its snapshot; ingested
+ones that spell none had those that such decisions show.
 Decisions that the service logged are cut at the lake's watermark, ingested ones at the
 time of asking: their files are all there is of them. Fallback decisions have no
 propensity and are left out.
@@ -30,7 +32,7 @@ from bandolero.lake.catalog import BadFile, Lake
 from bandolero.lake.listing import Listing, checked_files, undisturbed
 from bandolero.replay import of_experiment
 from bandolero.settle import Settled, closes_ms, settle
-from bandolero.snapshot import snapshot_from_bytes
+from bandolero.snapshot import HOLDOUT, snapshot_from_bytes
 
 BATCH_ROWS = 1_000_000
 """Smaller files are settled together: every batch looks at all events."""
@@ -53,6 +55,10 @@ TEXTS = ("context", "unit", "decision_id")
 _BY_SNAPSHOT = "#"
 """Begins the name of a set that a decision does not spell out, before its snapshot's
 version; no variant's id begins so."""
+_ANOTHERS = -1
+"""Version of ingested decisions' snapshot: none of ours, whatever their file says."""
+_HELD = "h"
+"""Ends that name for decisions held out: these draw among all that are active."""
 
 
 class Asked(NamedTuple):
@@ -162,7 +168,7 @@ def _read(
         message = f"{record.experiment_id} has no closed decision in the lake yet."
         raise NothingLoggedError(message)
     rows = _in_log_order(pa.concat_tables(parts))
-    sets, number = _sets(record, lake, list(set_names))
+    sets, number = _sets(record, lake, list(set_names), rows)
     at = rows.column_names.index("set_of")
     numbers = pa.array(number[rows["set_of"].to_numpy()])
     rows = rows.set_column(at, "set_of", numbers)
@@ -181,7 +187,8 @@ def _batches(
                 counts = np.ones(len(rows), np.bool_)
                 counts[again[path]] = False
                 rows = rows.filter(pa.array(counts))
-            held.append(_mine(record, rows, to_ms))
+            rows = _mine(record, rows, to_ms)
+            held.append(_by_another(rows) if is_ingested else rows)
             if sum(map(len, held)) >= BATCH_ROWS:
                 yield is_ingested, pa.concat_tables(held)
                 held = []
@@ -198,6 +205,13 @@ def _mine(record: ExperimentRecord, rows: pa.Table, to_ms: int) -> pa.Table:
     keep = pc.and_(keep, pc.not_equal(rows["mode"], FALLBACK))
     keep = pc.and_(keep, pc.less(rows["decided_at_ms"], to_ms))
     return rows.filter(keep)
+
+
+def _by_another(rows: pa.Table) -> pa.Table:
+    """Ingested decisions, none of which a snapshot of ours drew."""
+    at = rows.column_names.index("snapshot_version")
+    versions = pa.array(np.full(len(rows), _ANOTHERS))
+    return rows.set_column(at, rows.schema.field(at), versions)
 
 
 class _Numbers(dict[str, int]):
@@ -226,8 +240,9 @@ def _trials(
     whole = len(counts) == len(decisions)
     rows = decisions if whole else decisions.take(pa.array(counts))
     spelled = pc.binary_join(rows["eligible"], ",")
-    versions = pc.fill_null(pc.cast(rows["snapshot_version"], pa.string()), "")
-    implied = pc.binary_join_element_wise(_BY_SNAPSHOT, versions, "")
+    versions = pc.cast(rows["snapshot_version"], pa.string())
+    held = pc.if_else(pc.equal(rows["mode"], HOLDOUT), _HELD, "")
+    implied = pc.binary_join_element_wise(_BY_SNAPSHOT, versions, held, "")
     return pa.table(
         {
             "arm": arms_of(record.spec, rows["variant_id"]),
@@ -235,7 +250,7 @@ def _trials(
             "propensity": rows["propensity"],
             "decided_at_ms": rows["decided_at_ms"],
             "closes_ms": closes_ms(rows, record.spec.objective),
-            "set_of": set_names.of(pc.coalesce(spelled, implied)),
+            "set_of": set_names.of(pc.coalesce(spelled, implied, _BY_SNAPSHOT)),
             **{name: _text(rows, name, texts) for name in TEXTS},
         }
     )
@@ -255,10 +270,13 @@ def _in_log_order(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(np.argsort(closes, kind="stable")))
 
 
-def _sets(record: ExperimentRecord, lake: Lake, names: list[str]) -> tuple[Sets, Ints]:
+def _sets(
+    record: ExperimentRecord, lake: Lake, names: list[str], rows: pa.Table
+) -> tuple[Sets, Ints]:
     """The distinct sets behind names, and which of them is each name's, (n_names,)."""
     spelled = [not name.startswith(_BY_SNAPSHOT) for name in names]
     implied = {} if all(spelled) else _implied_sets(record, lake)
+    implied |= _presumed_sets(rows, names, len(record.spec.variants))
     variant_ids = record.spec.variant_ids
     every = np.ones(len(variant_ids), np.bool_)
     eligible, possible = [], []
@@ -292,5 +310,25 @@ def _implied_sets(
         if key not in active:
             snapshot = snapshot_from_bytes(rows["snapshot"][row].as_py())
             active[key] = np.isin(np.arange(n_arms), snapshot.active)
-        found[f"{_BY_SNAPSHOT}{version}"] = active[key], possible
+        name = f"{_BY_SNAPSHOT}{version}"
+        found[name] = active[key], possible
+        found[f"{name}{_HELD}"] = active[key], active[key]
     return found
+
+
+def _presumed_sets(
+    rows: pa.Table, names: list[str], n_arms: int
+) -> dict[str, tuple[Bools, Bools]]:
+    """The same of ingested decisions that tell no set: the arms that these show.
+
+    An arm that no trial at all shows is one of them too, so that a target that wants it
+    is not supported.
+    """
+    start = f"{_BY_SNAPSHOT}{_ANOTHERS}"
+    mine = [number for number, name in enumerate(names) if name.startswith(start)]
+    arms = rows["arm"].to_numpy()
+    known = arms >= 0
+    untold = known & np.isin(rows["set_of"].to_numpy(), mine)
+    shown = np.bincount(arms[untold], minlength=n_arms) > 0
+    presumed = shown | (np.bincount(arms[known], minlength=n_arms) == 0)
+    return {names[number]: (presumed, presumed) for number in mine}

@@ -117,7 +117,8 @@ def support_of(trials: Trials, target: Floats, weights: Floats) -> Support:
     calibration = calibration_of(trials)
     reasons = _weight_reasons(found)
     reasons += _unseen_reasons(unseen, by_field) + _thin_reasons(trials, target)
-    reasons += _calibration_reasons(calibration)
+    reasons += _calibration_reasons(calibration, trials.situations)
+    reasons += _contradiction_reasons(trials)
     notes = []
     if found.rewards_effective < REWARDS_FEW:
         few = f"{found.rewards_effective:.1f} effective rewards"
@@ -245,11 +246,27 @@ def _thin_reasons(trials: Trials, target: Floats) -> tuple[str, ...]:
     return (f"the target has {thin[worst]:.1%} of its mass {what}, {rule}.",)
 
 
-def _calibration_reasons(found: Calibration) -> tuple[str, ...]:
+def _calibration_reasons(found: Calibration, situations: Situations) -> tuple[str, ...]:
     if abs(found.ratio - 1.0) <= max(MEAN_OFF_MAX, found.bound):
         return ()
-    what = f"1 / propensity of a variant adds up to {found.ratio:.3f} a trial"
-    return (f"{what}, must be 1 but for chance: logged propensities are wrong.",)
+    name = situations.name_of(found.arm)
+    what = f"1 / propensity of {name} adds up to {found.ratio:.3f} a trial"
+    cause = "logged propensities are wrong, or it could not be drawn in all of them"
+    return (f"{what}, must be 1 but for chance: {cause}.",)
+
+
+def _contradiction_reasons(trials: Trials) -> tuple[str, ...]:
+    """Whether trials show what they say they could not."""
+    situations = trials.situations
+    if situations.possible.all():
+        return ()
+    could = situations.possible[trials.situation, trials.arms] | (trials.arms < 0)
+    share = 1.0 - float(could.mean())
+    if share <= UNSEEN_MAX:
+        return ()
+    name = situations.name_of(int(trials.arms[np.argmin(could)]))
+    what = f"{share:.1%} of trials show a variant that could not be drawn there"
+    return (f"{what}, as {name}, must be <= {UNSEEN_MAX:.0%}.",)
 
 
 def _chance(n_tests: int) -> float:

@@ -163,10 +163,10 @@ def read_probabilities(path: Path) -> pa.Table:
     Raises
     ------
     TargetError
-        When it cannot be read, or lacks a column.
+        When it cannot be read, or a column is missing or there twice.
     """
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             text = {name: pa.string() for name in ("decision_id", "variant_id")}
             options = pyarrow.csv.ConvertOptions(column_types=text)
             table = pyarrow.csv.read_csv(path, convert_options=options)
@@ -175,10 +175,18 @@ def read_probabilities(path: Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:300]
         raise TargetError(f"{path} cannot be read: {reason}") from None
-    for name in COLUMNS:
-        if name not in table.column_names:
-            raise TargetError(f"{path} has no column {name}, must have it.")
+    _check_names(table, str(path))
     return table
+
+
+def _check_names(table: pa.Table, of: str) -> None:
+    """That the columns are there, once each."""
+    for name in (*COLUMNS, "decision_id"):
+        n = table.column_names.count(name)
+        if n > 1:
+            raise TargetError(f"{of} has {n} columns {name}, must have one.")
+        if n == 0 and name in COLUMNS:
+            raise TargetError(f"{of} has no column {name}, must have it.")
 
 
 def tabled(experiment: Experiment, table: pa.Table, decision_ids: pa.Array) -> Floats:
@@ -187,9 +195,10 @@ def tabled(experiment: Experiment, table: pa.Table, decision_ids: pa.Array) -> F
     Raises
     ------
     TargetError
-        When a variant is unknown, a probability none, a decision missing, or what a
-        decision has does not add up to 1.
+        When a column is missing or there twice, a variant unknown, a probability none, a
+        decision missing, or what a decision has does not add up to 1.
     """
+    _check_names(table, "the table")
     arms = _checked_arms(experiment, table)
     shares = _checked_shares(table)
     if "decision_id" not in table.column_names:

@@ -5,7 +5,7 @@ could be drawn. Targets and reward models depend on the situation alone, so both
 tables with a row a situation; without context there are few.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,11 +32,37 @@ class Situations:
         (n_situations, n_arms): whether the log could draw the arm there.
     levels
         For each categorical field of the context, the number of its level, (n_situations,).
+    arm_names
+        What the arms are called; by their number where there is none.
+
+    Raises
+    ------
+    ValueError
+        When shapes do not fit, or features are no numbers.
     """
 
     features: Floats
     possible: Bools
     levels: Mapping[str, Ints] = field(default_factory=dict)
+    arm_names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.features) != 2 or np.ndim(self.possible) != 2:
+            raise ValueError("features and possible must be tables: a row a situation.")
+        n, n_features = np.shape(self.features)
+        flat = checked_column("features", np.ravel(self.features), n * n_features)
+        features = flat.reshape(n, n_features)
+        if not (features[:, :1] == 1.0).all() or not n_features:
+            raise ValueError("features must begin with 1 in every situation.")
+        if len(self.possible) != n:
+            raise ValueError(f"possible has {len(self.possible)} rows, must have {n}.")
+        levels = {
+            name: checked_numbers(f"levels[{name!r}]", level, n, 0)
+            for name, level in self.levels.items()
+        }
+        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "possible", np.asarray(self.possible, np.bool_))
+        object.__setattr__(self, "levels", levels)
 
     @classmethod
     def alike(cls, n_arms: int) -> "Situations":
@@ -47,6 +73,10 @@ class Situations:
     def n_arms(self) -> int:
         """How many arms there are."""
         return int(self.possible.shape[1])
+
+    def name_of(self, arm: int) -> str:
+        """What an arm is called."""
+        return self.arm_names[arm] if self.arm_names else f"arm {arm}"
 
     def __len__(self) -> int:
         return len(self.features)
@@ -66,8 +96,8 @@ class Trials:
     situation
         (n_trials,), rows of `situations`.
     clusters
-        (n_trials,), numbers 0, 1, … of who hangs together: units where draws are sticky;
-        None where every trial was drawn by itself.
+        (n_trials,), a number >= 0 of who hangs together: units where draws are sticky;
+        None where every trial was drawn by itself. Kept as 0, 1, … without gaps.
     reward_max
         The largest reward there can be, where there is one, and the smallest is 0.
 
@@ -86,15 +116,25 @@ class Trials:
     reward_max: float | None = None
 
     def __post_init__(self) -> None:
-        n, high = len(self.arms), self.reward_max
-        checked_column("rewards", self.rewards, n)
-        checked_column("propensities", self.propensities, n, SMALLEST_PROPENSITY, 1.0)
-        checked_column("arms", self.arms, n, -1, self.situations.n_arms - 1)
-        checked_column("situation", self.situation, n, 0, len(self.situations) - 1)
-        if high is not None:
-            checked_column("rewards", self.rewards, n, 0.0, high)
+        n, high = np.size(self.arms), self.reward_max
+        low, most = (-np.inf, np.inf) if high is None else (0.0, high)
+        columns: dict[str, Floats | Ints] = {
+            "arms": checked_numbers(
+                "arms", self.arms, n, -1, self.situations.n_arms - 1
+            ),
+            "rewards": checked_column("rewards", self.rewards, n, low, most),
+            "propensities": checked_column(
+                "propensities", self.propensities, n, SMALLEST_PROPENSITY, 1.0
+            ),
+            "situation": checked_numbers(
+                "situation", self.situation, n, 0, len(self.situations) - 1
+            ),
+        }
         if self.clusters is not None:
-            checked_column("clusters", self.clusters, n, 0)
+            given = checked_numbers("clusters", self.clusters, n, 0)
+            columns["clusters"] = _without_gaps(given)
+        for name, column in columns.items():
+            object.__setattr__(self, name, column)
 
     def __len__(self) -> int:
         return len(self.arms)
@@ -120,8 +160,13 @@ def checked_target(target: Floats, situations: Situations) -> Floats:
     ValueError
         Naming what is wrong.
     """
-    shape = (len(situations), situations.n_arms)
-    given = np.broadcast_to(np.asarray(target, np.float64), shape)
+    n, k = shape = len(situations), situations.n_arms
+    given = np.asarray(target, np.float64)
+    if given.shape not in (shape, (1, k), (k,)):
+        raise ValueError(
+            f"target.shape == {given.shape}, must be ({n}, {k}) or ({k},)."
+        )
+    given = np.broadcast_to(given, shape)
     if not np.isfinite(given).all() or given.min(initial=0.0) < 0.0:
         raise ValueError("target has numbers in it that are none, must be >= 0.")
     off = float(np.abs(given.sum(axis=1) - 1.0).max(initial=0.0))
@@ -154,3 +199,27 @@ def checked_column(
     if n and column.max() > high:
         raise ValueError(f"{name} has {column.max():g} in it, must be <= {high:g}.")
     return column
+
+
+def checked_numbers(
+    name: str, given: NDArray[np.generic], n: int, low: float, high: float = np.inf
+) -> Ints:
+    """The same of whole numbers.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    column = np.asarray(given)
+    if column.size and column.dtype.kind not in "iu":
+        raise ValueError(f"{name}.dtype == {column.dtype}, must be of integers.")
+    checked_column(name, column, n, low, high)
+    return np.ascontiguousarray(column, np.int64)
+
+
+def _without_gaps(clusters: Ints) -> Ints:
+    """Clusters numbered 0, 1, … in their order."""
+    if clusters.max(initial=-1) < len(clusters) and np.bincount(clusters).all():
+        return clusters
+    return np.unique(clusters, return_inverse=True)[1].astype(np.int64, copy=False)
