@@ -339,6 +339,8 @@ def test_each_bad_event_is_rejected_by_its_index(caps: Running) -> None:
         ("invalid_event", "value", {"value": None}),
         ("invalid_event", "value", {"value": True}),
         ("invalid_event", "value", {"value": 1e300}),
+        ("invalid_event", "value", {"value": 1e9 + 0.001}),
+        ("invalid_event", "value", {"value": -1e-6}),
         ("invalid_event", "value", {"value": 10**400}),
         ("invalid_event", "value", {"type": "refund", "value": 0}),
         ("invalid_event", "value", {"type": "refund", "value": -1.0}),
@@ -422,6 +424,20 @@ def test_an_event_in_another_encoding_does_not_spoil_the_batch(caps: Running) ->
     assert (rejected["index"], rejected["error"]["code"]) == (0, "invalid_event")
 
 
+@pytest.mark.parametrize("value", [-0.5, 1e9 + 1.0])
+def test_an_events_value_is_bound_as_in_files(caps: Running, value: float) -> None:
+    """Neither negative nor beyond 1e9: the rule of ingested rows, in units."""
+    told = caps.tell([click(caps.decide("caps"), value=value)])
+    rule = "must lie between 0 and 1e+09: a refund or a retract takes back."
+    assert [one["error"] for one in told["rejected"]] == [
+        {
+            "code": "invalid_event",
+            "message": f"value == {value!r}, {rule}",
+            "field": "value",
+        }
+    ]
+
+
 def test_late_is_not_expired(caps: Running) -> None:
     """An event of a decision that is 29 days old is accepted, whatever its time says."""
     old = aged(caps, caps.decide("caps"), 29.0)
@@ -436,8 +452,8 @@ def test_strange_but_valid_events_reach_the_log(caps: Running) -> None:
     """Odd characters, huge and tiny values and unknown types are accepted and explained."""
     decision = caps.decide("caps")
     events = [
-        click(decision, "\0\n☃ \U0001f3a9", value=-1e12),
-        click(decision, "x" * 128, value=1e12),
+        click(decision, "\0\n☃ \U0001f3a9", value=0),
+        click(decision, "x" * 128, value=1e9),
         {**click(decision, "w"), "type": "a_word_of_theirs", "value": 1e-9},
         {**click(decision, "r"), "type": "retract", "retracts": "nobody"},
     ]

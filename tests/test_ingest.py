@@ -118,7 +118,7 @@ HUGE = "x" * 10_000_000
 SOON = NOW_MS + CLOCK_SKEW_MS
 TIMES = "must lie between 1970 and now."
 NAMES = "must be 1 to 64 letters, digits, '.', '_' or '-'."
-MONEY = f"must lie between 0 and {10**18}: a refund or a retract takes back."
+MONEY = f"must lie between 0 and {10**15}: a refund or a retract takes back."
 LENGTH = "must have 1 to 256 characters."
 CONTEXT = "must be a JSON object of at most 16384 bytes."
 
@@ -188,7 +188,7 @@ def test_a_bad_decision_is_set_aside(
             "value_micros",
             MONEY,
         ),
-        ({"value_micros": 10**18 + 1}, "value_micros", MONEY),
+        ({"value_micros": 10**15 + 1}, "value_micros", MONEY),
         (
             {"type": "refund"},
             "value_micros",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bandolero.micros import added
 from bandolero.policies.base import Floats, Ints
 
 DAY_MS = 86_400_000
@@ -71,7 +72,13 @@ def empty_epoch(day: int, mode: str, version: int, probabilities: Floats) -> Epo
 
 
 def merge(one: Epoch, other: Epoch) -> Epoch:
-    """The sum of two stretches of the same probabilities, day and mode."""
+    """The sum of two stretches of the same probabilities, day and mode.
+
+    Raises
+    ------
+    SumTooLargeError
+        When a variant's rewards add up to more than an int64 holds.
+    """
     versions = (
         min(one.versions[0], other.versions[0]),
         max(one.versions[1], other.versions[1]),
@@ -86,7 +93,7 @@ def merge(one: Epoch, other: Epoch) -> Epoch:
         decisions=one.decisions + other.decisions,
         trials=one.trials + other.trials,
         impressions=one.impressions + other.impressions,
-        rewards_micros=one.rewards_micros + other.rewards_micros,
+        rewards_micros=added(one.rewards_micros, other.rewards_micros),
         rewards_squared=one.rewards_squared + other.rewards_squared,
         moments=moments,
     )

@@ -7,6 +7,7 @@ forgets) agree to 1e-9. Logistic states depend on the order of trials: the log's
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from bandolero.epochs import (
 )
 from bandolero.experiment import Experiment
 from bandolero.features import FeatureMap
+from bandolero.micros import named, sum_by
 from bandolero.policies import ContextualPolicy, Trials, learn, policy_of
 from bandolero.policies.base import Floats, Ints, grow
 from bandolero.settle import Bools, Settled, closes_ms, live_cuts, settle
@@ -93,6 +95,11 @@ def advance(
         Every event logged before the last of them closed.
     vectors
         Probabilities of all arms by snapshot version.
+
+    Raises
+    ------
+    OverflowError
+        Naming the decision or variant whose rewards an int64 of millionths does not hold.
     """
     policy = policy_of(experiment)
     fold = grown(experiment, fold)
@@ -109,17 +116,25 @@ def advance(
     if isinstance(policy, ContextualPolicy):
         trials = (*trials[:2], features_of(experiment, _kept(rows, settled.trial)))
     closes = closes_ms(rows, experiment.objective)[settled.trial]
-    state, learned_to_ms = learn(policy, fold.state, fold.learned_to_ms, trials, closes)
     epochs = dict(fold.epochs)
     by_context = policy.mode if isinstance(policy, ContextualPolicy) else None
-    for part, epoch in _split_epochs(experiment, by_context, rows, vectors):
-        counted = _count(epoch, arms, settled, part)
-        if epoch.moments is not None:
-            moments = _moments(experiment, rows, arms, settled, part)
-            counted = counted._replace(moments=moments)
-        key = epoch_key(epoch)
-        epochs[key] = merge(epochs[key], counted) if key in epochs else counted
+    with _variants_named(experiment):
+        state, learned_to_ms = learn(
+            policy, fold.state, fold.learned_to_ms, trials, closes
+        )
+        for part, epoch in _split_epochs(experiment, by_context, rows, vectors):
+            counted = _count(epoch, arms, settled, part)
+            if epoch.moments is not None:
+                moments = _moments(experiment, rows, arms, settled, part)
+                counted = counted._replace(moments=moments)
+            key = epoch_key(epoch)
+            epochs[key] = merge(epochs[key], counted) if key in epochs else counted
     return Fold(state, epochs, learned_to_ms)
+
+
+def _variants_named(experiment: Experiment) -> AbstractContextManager[None]:
+    """Have a sum that is too large say whose it is."""
+    return named(lambda arm: f"variant_id == {experiment.variant_ids[arm]!r}")
 
 
 def _kept(rows: pa.Table, keep: Bools) -> pa.Table:
@@ -148,7 +163,8 @@ def with_correction(
     if correction is None:
         return state
     policy: Any = policy_of(experiment)
-    corrected: tuple[Any, ...] = policy.add(state, correction)
+    with _variants_named(experiment):
+        corrected: tuple[Any, ...] = policy.add(state, correction)
     return corrected
 
 
@@ -267,13 +283,11 @@ def _count(epoch: Epoch, arms: Ints, settled: Settled, part: Ints) -> Epoch:
     n_arms = len(epoch.decisions)
     arm, trial = arms[part], settled.trial[part]
     micros = settled.reward_micros[part]
-    rewards = np.zeros(n_arms, np.int64)
-    np.add.at(rewards, arm, micros)
     return epoch._replace(
         decisions=np.bincount(arm, minlength=n_arms),
         trials=np.bincount(arm[trial], minlength=n_arms),
         impressions=np.bincount(arm[settled.impression[part]], minlength=n_arms),
-        rewards_micros=rewards,
+        rewards_micros=sum_by(arm, micros, n_arms),
         rewards_squared=_sum_floats(arm, (micros / 1e6) ** 2, n_arms),
     )
 

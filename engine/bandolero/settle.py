@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bandolero.experiment import CORRECTIONS, Objective
+from bandolero.micros import added, named, sum_by
 
 GRACE_MS = 1_000
 LOST_AFTER_MS = 3_600_000
@@ -76,13 +77,19 @@ def settle(
         ignored.
     cut
         Log time in milliseconds, one for all or (n_decisions,).
+
+    Raises
+    ------
+    OverflowError
+        Naming the decision whose events are worth more than an int64 of millionths holds.
     """
     n = decisions.num_rows
     cuts = np.broadcast_to(np.asarray(cut, dtype=np.int64), (n,))
     counted = _counted(decisions, events, objective, cuts)
     shown = counted.row[_is(counted.kinds, "impression")]
-    impressions = _sum_by(shown, None, n) > 0
-    rewards = _rewards(counted, objective, n)
+    impressions = np.bincount(shown, minlength=n) > 0
+    with named(lambda i: f"decision_id == {decisions['decision_id'][i].as_py()!r}"):
+        rewards = _rewards(counted, objective, n)
     trials = impressions if objective.trial == "impression" else np.ones(n, np.bool_)
     row = np.flatnonzero(closes_ms(decisions, objective) <= cuts)
     earned = np.where(trials, rewards, 0)
@@ -116,9 +123,8 @@ def _counted(
     in_window = _ints(matched["at_ms"]) < deadline[row]
     keep &= in_window | _bools(pc.is_in(kinds, value_set=pa.array(CORRECTIONS)))
     counts = pa.array(keep)
-    return _Counted(
-        row[keep], kinds.filter(counts), _ints(matched["value_micros"])[keep]
-    )
+    micros = _ints(matched["value_micros"])
+    return _Counted(row[keep], kinds.filter(counts), micros[keep])
 
 
 def _rows_of(decisions: pa.Table, events: pa.Table) -> Ints:
@@ -153,17 +159,10 @@ def _rewards(counted: _Counted, objective: Objective, n: int) -> Ints:
     hit = _is(counted.kinds, objective.event)
     if objective.reward == "value":
         refund = _is(counted.kinds, "refund")
-        gain = _sum_by(counted.row[hit], counted.micros[hit], n)
-        return gain - _sum_by(counted.row[refund], counted.micros[refund], n)
-    count = _sum_by(counted.row[hit], None, n)
+        gain = sum_by(counted.row[hit], counted.micros[hit], n)
+        return added(gain, -sum_by(counted.row[refund], counted.micros[refund], n))
+    count = np.bincount(counted.row[hit], minlength=n)
     return (np.minimum(count, 1) if objective.reward == "binary" else count) * 1_000_000
-
-
-def _sum_by(row: Ints, values: Ints | None, n: int) -> Ints:
-    """Sum of values (or count) by row, (n,), in integers."""
-    total = np.zeros(n, np.int64)
-    np.add.at(total, row, 1 if values is None else values)
-    return total
 
 
 def _is(kinds: pa.ChunkedArray, kind: str) -> Bools:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from bandolero.documents import shown
+from bandolero.micros import MAX_MICROS
 from bandolero_service.errors import NOT_JSON, ApiError, field_named_in, not_decoded
 from bandolero_service.ids import DecisionId, ForgedIdError, Signer
 from bandolero_service.record import Row
@@ -22,8 +23,8 @@ from bandolero_service.views import Views
 
 MAX_EVENTS = 1000
 MAX_ID_CHARACTERS = 128
-MAX_VALUE = 1e12
 MICROS = 1_000_000
+MAX_VALUE = MAX_MICROS / MICROS
 DAY_MS = 86_400_000
 _USUAL_TYPES = frozenset(("impression", "click", "conversion", "refund", "retract"))
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -178,10 +179,11 @@ def _check(event: Event) -> None:
     if event.type not in _USUAL_TYPES and not _TYPE.fullmatch(event.type):
         rule = "must be a lower-case word of at most 32 characters"
         raise _broken("type", event.type, rule)
-    if not -MAX_VALUE <= event.value <= MAX_VALUE:  # not a number is not within
-        raise _broken("value", event.value, f"must be finite and within {MAX_VALUE:g}")
     if event.type == "refund" and event.value <= 0.0:
         raise _broken("value", event.value, "must be > 0 in a refund, which subtracts")
+    if not 0.0 <= event.value <= MAX_VALUE:  # not a number is not within
+        rule = f"must lie between 0 and {MAX_VALUE:g}: a refund or a retract takes back"
+        raise _broken("value", event.value, rule)
     if (event.type == "retract") != (event.retracts is not None):
         rule = "must name an event_id in a retract, and only there"
         raise _broken("retracts", event.retracts, rule)

@@ -19,7 +19,7 @@ from bandolero.lake.mapping import Column, pieces
 
 Bools = NDArray[np.bool_]
 MAX_NUMBER = 1e18
-"""What a scaled number may come to: a trillion in millionths."""
+"""What a scaled number may come to, and a time: an int64 holds it."""
 _MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 _ZONE = r"([Zz]|:\d\d(\.\d+)?[+-]\d\d(:?\d\d)?)$"
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from bandolero.lake.columns import Bools, Broken
 from bandolero.log import MAX_UNIT_CHARACTERS
+from bandolero.micros import MAX_MICROS
 
 REQUIRED = {
     "decisions": (
@@ -32,7 +33,6 @@ CLOCK_SKEW_MS = 300_000
 MAX_ID_CHARACTERS = 256
 MAX_CONTEXT_BYTES = 16_384
 MAX_VARIANTS = 1000
-MAX_MICROS = 10**18
 MODES = ("explore", "holdout", "fixed", "fallback")
 KEPT_FROM_VIEW = "unit"
 """The column whose values are told to nobody, refused ones neither."""

@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from bandolero.micros import END, sum_by
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Counts = NDArray[Any]
@@ -41,7 +43,8 @@ class Policy(Protocol[State]):
         Raises
         ------
         ValueError
-            When shapes do not fit, an arm is unknown, or a reward is nan or infinite.
+            When shapes do not fit, an arm is unknown, or a reward is nan, infinite or too
+            large to be counted in millionths.
         """
         ...
 
@@ -193,7 +196,7 @@ def grow(state: State, fresh: State) -> State:
 
 
 def checked_rewards(n_arms: int, arms: Ints, rewards: Floats) -> tuple[Ints, Floats]:
-    """Arms and rewards of trials as they are counted: (n_trials,) each, finite.
+    """Arms and rewards of trials as they are counted: (n_trials,) each, in millionths.
 
     Raises
     ------
@@ -212,6 +215,7 @@ def checked_rewards(n_arms: int, arms: Ints, rewards: Floats) -> tuple[Ints, Flo
             f"arms in {arms.min()} … {arms.max()}, must be in 0 … {n_arms - 1}."
         )
     _check_finite("rewards", rewards)
+    _check_size("rewards", rewards)
     return arms, rewards
 
 
@@ -258,6 +262,13 @@ def _check_finite(name: str, given: Floats) -> None:
         raise ValueError(f"{name} has nan or inf in it, must be finite.")
 
 
+def _check_size(name: str, given: Floats) -> None:
+    largest = np.abs(given).max(initial=0.0)
+    if largest >= END / 1e6:
+        rule = f"must be below {END / 1e6:.1e} either way"
+        raise ValueError(f"{name} has one of {largest:g} in it, {rule}.")
+
+
 def take(state: State, arms: Ints) -> State:
     """The state of some arms alone, in their order: (n,) of its (n_arms,)."""
     return type(state)(*(array[arms] for array in state))
@@ -297,10 +308,14 @@ def corrected(counts: Counts, changes: Counts) -> Counts:
 def count_micros(
     arms: Ints, n_arms: int, rewards: Floats, weights: Floats | None = None
 ) -> Counts:
-    """Sum of each arm's rewards in millionths, (n_arms,): exact without weights."""
+    """Sum of each arm's rewards in millionths, (n_arms,): exact without weights.
+
+    Raises
+    ------
+    SumTooLargeError
+        When an exact sum does not fit.
+    """
     micros = np.rint(rewards * 1e6)
     if weights is not None:
         return np.bincount(arms, weights * micros, minlength=n_arms)
-    total = np.zeros(n_arms, dtype=np.int64)
-    np.add.at(total, arms, micros.astype(np.int64))
-    return total
+    return sum_by(arms, micros.astype(np.int64), n_arms)

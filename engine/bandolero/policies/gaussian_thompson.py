@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bandolero.micros import added
 from bandolero.policies.base import (
     Counts,
     Floats,
@@ -141,8 +142,9 @@ class GaussianThompson:
         squares = rewards**2 if weights is None else weights * rewards**2
         return state._replace(
             trials=state.trials + count(arms, n_arms, weights),
-            rewards_micros=state.rewards_micros
-            + count_micros(arms, n_arms, rewards, weights),
+            rewards_micros=added(
+                state.rewards_micros, count_micros(arms, n_arms, rewards, weights)
+            ),
             rewards_squared=state.rewards_squared
             + np.bincount(arms, squares, minlength=n_arms),
         )
@@ -173,7 +175,7 @@ class GaussianThompson:
         """Sums of both."""
         return state._replace(
             trials=corrected(state.trials, correction.trials),
-            rewards_micros=state.rewards_micros + correction.rewards_micros,
+            rewards_micros=added(state.rewards_micros, correction.rewards_micros),
             rewards_squared=state.rewards_squared + correction.rewards_squared,
         )
 

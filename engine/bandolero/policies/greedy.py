@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bandolero.micros import added
 from bandolero.policies.base import (
     Counts,
     Floats,
@@ -93,7 +94,9 @@ class Greedy:
         arms, rewards = checked_rewards(n_arms, arms, rewards)
         return state._replace(
             trials=state.trials + count(arms, n_arms),
-            rewards_micros=state.rewards_micros + count_micros(arms, n_arms, rewards),
+            rewards_micros=added(
+                state.rewards_micros, count_micros(arms, n_arms, rewards)
+            ),
         )
 
     def probabilities(self, state: MeanState, eligible: Ints) -> Floats:
@@ -104,7 +107,7 @@ class Greedy:
         """Sums of both."""
         return state._replace(
             trials=state.trials + correction.trials,
-            rewards_micros=state.rewards_micros + correction.rewards_micros,
+            rewards_micros=added(state.rewards_micros, correction.rewards_micros),
         )
 
     def correction(

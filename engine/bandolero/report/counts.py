@@ -14,6 +14,7 @@ from bandolero.inference.sample_ratio import (
     sample_ratio_by_moments,
     sample_ratio_by_weights,
 )
+from bandolero.micros import units
 from bandolero.policies.base import Floats, Ints
 from bandolero.report.model import Corrected, SampleRatioCheck, Stratum, Traffic
 
@@ -59,12 +60,11 @@ def within(
 def summed(epochs: Sequence[Epoch], n_arms: int) -> Counts:
     """All epochs together, every mode."""
     zeros = np.zeros(n_arms, np.int64)
-    micros = sum((e.rewards_micros for e in epochs), zeros)
     return Counts(
         sum((e.decisions for e in epochs), zeros),
         sum((e.trials for e in epochs), zeros),
         sum((e.impressions for e in epochs), zeros),
-        micros / 1e6,
+        units([e.rewards_micros for e in epochs], n_arms),
         sum((e.rewards_squared for e in epochs), np.zeros(n_arms)),
         _summed_moments(epochs),
     )
