@@ -320,8 +320,8 @@ def settle(
 
 
 def _outcome(objective: Objective, timely: list[Row], standing: list[Row]) -> Outcome:
-    hits = [e["value_micros"] for e in timely if e["type"] == objective.event]
-    refunds = [e["value_micros"] for e in standing if e["type"] == "refund"]
+    hits = [e["value_micros"] or 0 for e in timely if e["type"] == objective.event]
+    refunds = [e["value_micros"] or 0 for e in standing if e["type"] == "refund"]
     impression = any(e["type"] == "impression" for e in timely)
     trial = impression or objective.trial == "decision"
     reward = {

@@ -188,7 +188,7 @@ def _events(draw: st.DrawFn, made: list[Row], objective: Objective) -> Row:
         event_id=f"e{draw(st.integers(0, 4))}",
         decision_id=draw(st.sampled_from([of["decision_id"]] * 4 + ["not-ours"])),
         type=kind,
-        value_micros=draw(st.sampled_from([0, 1, 1_000_000, 2_345_678, 10**13])),
+        value_micros=draw(st.sampled_from([None, 0, 1, 1_000_000, 2_345_678, 10**13])),
         retracts=f"e{draw(st.integers(0, 5))}" if kind == "retract" else None,
         at_ms=at_ms,
         received_at_ms=max(at_ms, logged_ms),

@@ -105,6 +105,15 @@ def test_grace_lets_the_last_event_in() -> None:
     assert reward(CLICKS, [event(log_ms=CLOSE_MS - 1)]) == 1.0
 
 
+@pytest.mark.parametrize("kind", ["conversion", "refund"])
+def test_event_without_a_value_earned_nothing(kind: str) -> None:
+    """A null value counts 0, whether it is earned or given back; beside it others count."""
+    paid = event(type="conversion", value_micros=3_000_000)
+    blank = event(event_id="e2", type=kind, value_micros=None)
+    assert reward(SALES, [blank]) == 0.0
+    assert reward(SALES, [paid, blank]) == 3.0
+
+
 def test_decision_settles_at_its_close() -> None:
     """A decision is open a millisecond before its close and settled at it."""
     assert settled_one(CLICKS, [], CLOSE_MS - 1) is None

@@ -10,7 +10,8 @@ the events logged before the cut say. Two cuts are in use:
 Events are a set by (decision, event id): re-deliveries count once, the first stands.
 An event counts if its time is before decided_at + window. A `retract` removes the event
 it names; a `refund` subtracts from a reward of kind `value`. Both are corrections and
-count whenever they were logged before the cut, however late.
+count whenever they were logged before the cut, however late. An event without a value
+earned, or gave back, nothing.
 
 References: design 1.1.
 """
@@ -123,7 +124,7 @@ def _counted(
     in_window = _ints(matched["at_ms"]) < deadline[row]
     keep &= in_window | _bools(pc.is_in(kinds, value_set=pa.array(CORRECTIONS)))
     counts = pa.array(keep)
-    micros = _ints(matched["value_micros"])
+    micros = _ints(pc.fill_null(matched["value_micros"], 0))
     return _Counted(row[keep], kinds.filter(counts), micros[keep])
 
 
