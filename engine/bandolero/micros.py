@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 Sums = TypeVar("Sums", bound=NDArray[Any])
 
 MAX_MICROS = 10**15
@@ -46,7 +47,7 @@ def sum_by(row: Ints, micros: Ints, n: int) -> Ints:
         largest = max(int(micros.max()), -int(micros.min()))
         if largest * len(micros) >= END:
             roughly = np.bincount(row, micros.astype(np.float64), minlength=n)
-            _check(total, roughly.astype(np.float64))
+            _refuse(_wrapped(total, roughly.astype(np.float64)))
     return total
 
 
@@ -60,7 +61,7 @@ def added(one: Sums, other: Sums) -> Sums:
     """
     total: Sums = one + other
     if total.dtype.kind == "i":
-        _check(total, one + np.asarray(other, np.float64))
+        _refuse((one ^ total) & (other ^ total) < 0)  # a sign that neither of them has
     return total
 
 
@@ -81,12 +82,11 @@ def named(name_of: Callable[[int], str]) -> Iterator[None]:
         raise OverflowError(f"{name_of(error.at)}: {error}") from None
 
 
-def _check(total: Ints, roughly: Floats) -> None:
-    wrapped = np.flatnonzero(_wrapped(total, roughly))
-    if wrapped.size:
-        raise SumTooLargeError(int(wrapped[0]))
+def _refuse(wrapped: Bools) -> None:
+    if wrapped.any():
+        raise SumTooLargeError(int(np.argmax(wrapped)))
 
 
-def _wrapped(total: Ints, roughly: Floats) -> NDArray[np.bool_]:
+def _wrapped(total: Ints, roughly: Floats) -> Bools:
     """Which sums are off by 2^64 or more from the same in real numbers, (n,)."""
     return np.abs(roughly - total) >= END

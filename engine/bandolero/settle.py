@@ -124,7 +124,8 @@ def _counted(
     in_window = _ints(matched["at_ms"]) < deadline[row]
     keep &= in_window | _bools(pc.is_in(kinds, value_set=pa.array(CORRECTIONS)))
     counts = pa.array(keep)
-    micros = _ints(pc.fill_null(matched["value_micros"], 0))
+    values = matched["value_micros"]
+    micros = _ints(pc.fill_null(values, 0) if values.null_count else values)
     return _Counted(row[keep], kinds.filter(counts), micros[keep])
 
 
