@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bandolero.policies import BetaState
+from bandolero.report.counts import Counts
 from bandolero.report.figures import lifts_svg
 from bandolero.report.html import to_html
 from bandolero.report.model import Stratum
+from bandolero.report.posterior import mean_posterior
 from bandolero.report.tabular import to_csv, to_json, to_parquet
 from bandolero.report.text import to_text
 from bandolero.report.wording import evidence
@@ -228,6 +230,61 @@ def test_value_rewards_compare_means() -> None:
     assert (three.probability_best, three.interval_lower, three.lift) == (None,) * 3
     assert has_note(report, "Not compared")
     assert "EUR per trial" in to_text(report)
+
+
+@pytest.mark.parametrize("reward", ["value", "count"])
+def test_who_earns_nothing_is_compared(reward: str) -> None:
+    """No reward in 10,000 trials is data: the one that earned 900 is best, and nobody left out."""
+    earned = epoch(
+        [10_000, 10_000, 1],
+        [900.0, 0.0, 0.0],
+        squared=[900.0, 0.0, 0.0],
+        probabilities=[0.49995, 0.49995, 0.0001],
+    )
+    report = report_of(value_record(reward), earned)
+    one, two, three = report.variants
+    assert (report.verdict, report.leader) == ("best", one)
+    assert two.probability_best is not None
+    assert two.probability_best < 1e-9
+    # All trials together: a mean of 0.045, so a variance of 0.045 - 0.045^2.
+    error = ((0.045 - 0.045**2) / 10_000) ** 0.5
+    assert two.interval_upper == pytest.approx(1.959964 * error, rel=1e-3)
+    assert three.probability_best is None
+    assert has_note(report, "Always the same reward: v2. Without a spread")
+    assert has_note(report, "Not compared, for having fewer than two trials")
+
+
+def test_weighted_trials_that_earn_nothing_have_an_error() -> None:
+    """Where a context decided, the pooled spread is over Kish's number of trials."""
+    w, n = np.full(2, 8.0), np.full(2, 4, np.int64)
+    none, rewards, squared = np.zeros(2), np.array([4.0, 0.0]), np.array([16.0, 0.0])
+    moments = np.array([none, none, w, 2 * w, 2 * rewards, 4 * rewards, 4 * squared])
+    counts = Counts(n, n, n, rewards, squared, moments)
+    mean, error = mean_posterior(counts)
+    assert mean.tolist() == [1.0, 0.0]
+    # Eight rewards, of which one is 4: their mean is 0.5, their variance 2 - 0.5^2.
+    assert error[1] == pytest.approx((1.75 / 4) ** 0.5)
+
+
+def test_who_always_earns_the_most_is_best() -> None:
+    """2.0 on each of 1,000 trials beats means of 0.30 and 0.31; so do 0.7, but for rounding."""
+    for always in (2.0, 0.7):
+        trials, squared = [1000, 1000, 1000], [150.0, 1000 * always**2, 160.0]
+        earned = epoch(trials, [300.0, 1000 * always, 310.0], squared=squared)
+        report = report_of(value_record("value"), earned)
+        assert report.headline.startswith("v2 is probably best: P(best) > 99.9 %")
+        assert has_note(report, "Always the same reward: v2.")
+
+
+def test_where_no_two_rewards_differ_nothing_is_compared() -> None:
+    """Without any spread there is nothing to tell variants apart by."""
+    for each in (0.0, 0.7):
+        squared = [1000 * each**2] * 3
+        same = epoch([1000] * 3, [1000 * each] * 3, squared=squared)
+        report = report_of(value_record("value"), same)
+        assert (report.verdict, report.leader) == ("empty", None)
+        assert has_note(report, "no two rewards differ: v1, v2, v3")
+        assert not has_note(report, "Always the same")
 
 
 def test_control_without_a_posterior() -> None:

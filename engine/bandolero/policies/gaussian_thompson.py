@@ -16,7 +16,7 @@ Priors: why the prior of the variance matters.
 """
 
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,8 @@ PRIOR_DOF = 30.0
 On simulated revenue (six variants, 1-5 % buy, log-normal baskets) 20 to 100 cost little
 more than half the regret of the textbook's 2.
 """
+ROUNDING = 1e-12
+"""What is left of the variance of equal rewards, as a share of their square."""
 
 
 class GaussianState(NamedTuple):
@@ -201,6 +203,23 @@ class GaussianThompson:
         return 100.0 + 25.0 * n_eligible
 
 
+def mean_and_sd(trials: float, earned: float, squares: float) -> tuple[float, float]:
+    """Of rewards, from how many they are, their sum and their sum of squares.
+
+    The deviation is 0 where all are the same; both are 0 where there are none.
+
+    Examples
+    --------
+    >>> mean_and_sd(4.0, 8.0, 20.0), mean_and_sd(3.0, 0.9, 0.27)
+    ((2.0, 1.0), (0.3, 0.0))
+    """
+    if trials <= 0.0:
+        return 0.0, 0.0
+    mean = earned / trials
+    variance = squares / trials - mean**2
+    return mean, sqrt(variance) if variance > ROUNDING * mean**2 else 0.0
+
+
 def posterior(state: GaussianState) -> Students:
     """Posterior of every arm's mean, (n_arms,) each.
 
@@ -208,12 +227,8 @@ def posterior(state: GaussianState) -> Students:
     """
     n = np.asarray(state.trials, np.float64)
     earned, squares = state.rewards_micros / 1e6, state.rewards_squared
-    total = float(n.sum())
-    pooled = float(np.sum(state.rewards_micros)) / 1e6 / total if total > 0.0 else 0.0
-    spread = float(squares.sum()) / total - pooled**2 if total > 0.0 else 0.0
-    # What is left of equal rewards is rounding.
-    is_noise = spread <= 1e-12 * pooled**2
-    pooled_sd = 0.0 if is_noise else float(np.sqrt(spread))
+    sums = float(n.sum()), float(np.sum(state.rewards_micros)) / 1e6
+    pooled, pooled_sd = mean_and_sd(*sums, float(squares.sum()))
     m = np.where(np.isnan(state.prior_mean), pooled, state.prior_mean)
     sd = np.where(np.isnan(state.prior_sd), pooled_sd, state.prior_sd)
 

@@ -19,7 +19,7 @@ from bandolero.report.counts import (
     within,
 )
 from bandolero.report.model import MetricTable, Report, Totals, VariantRow
-from bandolero.report.posterior import CREDIBILITY, told_of
+from bandolero.report.posterior import CREDIBILITY, told_of, without_spread
 from bandolero.report.segments import SegmentRows, segment_of
 from bandolero.report.verdict import Facts, judge
 from bandolero.snapshot import Snapshot
@@ -78,7 +78,8 @@ def build_report(
     mismatch = check.verdict == "mismatch"
     days = from_day, to_day
     levels = None if segment is None else segment_of(record, segment, days, mismatch)
-    words = judge(Facts(record.spec, rows, totals, check, added, left_out))
+    alike = without_spread(record, counts)
+    words = judge(Facts(record.spec, rows, totals, check, added, left_out, alike))
     spec = record.spec
     return Report(
         experiment_id=record.experiment_id,

@@ -10,6 +10,7 @@ from bandolero.experiment import ExperimentRecord
 from bandolero.inference.compare import Comparison, compare_means, compare_rates
 from bandolero.policies import BetaState, policy_of
 from bandolero.policies.base import Floats, Ints
+from bandolero.policies.gaussian_thompson import ROUNDING, mean_and_sd
 from bandolero.report.counts import Counts, rate_of
 
 CREDIBILITY = 0.95
@@ -105,17 +106,39 @@ def means_and_trials(counts: Counts) -> tuple[Floats, Floats]:
 
 
 def mean_posterior(counts: Counts) -> tuple[Floats, Floats]:
-    """Mean reward and its standard error, (n_arms,); nan with fewer than 2 trials."""
-    n = counts.trials.astype(float)
-    if counts.moments is not None:
-        mean, error, _ = _weighted(counts.moments)
-        return np.where(n < 2, np.nan, mean), np.where(n < 2, np.nan, error)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = counts.rewards / n
-        spread = np.maximum(counts.rewards_squared - n * mean**2, 0.0)
-        error = np.sqrt(spread / (n - 1.0) / n)
-    few = n < 2
+    """Mean reward and its standard error, (n_arms,); nan with fewer than 2 trials.
+
+    Where all trials earned the same, the spread is that of all variants together, as it
+    is to `gaussian_thompson`: few equal rewards do not make an arm certain, nor do they
+    take it out of the comparison. 0 where no two rewards differ.
+    """
+    mean, error, worth = _estimated(counts)
+    sums = counts.trials, counts.rewards, counts.rewards_squared
+    _, pooled = mean_and_sd(*(float(of_arms.sum()) for of_arms in sums))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.where(error > 0.0, error, pooled / np.sqrt(worth))
+    few = counts.trials < 2
     return np.where(few, np.nan, mean), np.where(few, np.nan, error)
+
+
+def without_spread(record: ExperimentRecord, counts: Counts) -> tuple[str, ...]:
+    """Variants whose rewards, of two trials or more, are all the same; none of rates."""
+    if record.spec.objective.reward == "binary":
+        return ()
+    _, error, _ = _estimated(counts)
+    alike = (counts.trials >= 2) & ~(error > 0.0)
+    return tuple(record.spec.variant_ids[arm] for arm in np.flatnonzero(alike))
+
+
+def _estimated(counts: Counts) -> tuple[Floats, Floats, Floats]:
+    """Of each arm from its own trials: mean reward, its error, and their worth."""
+    if counts.moments is not None:
+        return _weighted(counts.moments)
+    n = counts.trials.astype(float)
+    sums = zip(n, counts.rewards, counts.rewards_squared, strict=True)
+    mean, sd = np.array([mean_and_sd(*of_arm) for of_arm in sums]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return mean, sd / np.sqrt(n - 1.0), n
 
 
 def _weighted(moments: Floats) -> tuple[Floats, Floats, Floats]:
@@ -133,7 +156,8 @@ def _weighted(moments: Floats) -> tuple[Floats, Floats, Floats]:
     w, w2, wr, w2r, w2r2 = moments[2:]
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = wr / w
-        spread = np.maximum(w2r2 - 2.0 * mean * w2r + mean**2 * w2, 0.0)
+        spread = w2r2 - 2.0 * mean * w2r + mean**2 * w2
+        spread = np.where(spread > ROUNDING * mean**2 * w2, spread, 0.0)
         return mean, np.sqrt(spread) / w, np.asarray(w**2 / w2, np.float64)
 
 
@@ -141,7 +165,7 @@ def _competing(record: ExperimentRecord, counts: Counts) -> Ints:
     """Arms to compare, ascending.
 
     A rate has a prior, so an active variant without data has a posterior too. A mean
-    has none: there it takes two trials, and rewards that are not all the same.
+    has none: there it takes two trials, and some spread in the rewards of all.
     """
     if record.spec.objective.reward != "binary":
         _, error = mean_posterior(counts)

@@ -39,7 +39,8 @@ FEW_TRIALS = 100
 class Facts(NamedTuple):
     """What there is to put into words.
 
-    left_out: whether corrections exist that the report does not hold.
+    left_out: whether corrections exist that the report does not hold. alike: variants
+    that always earned the same, where rewards are not binary.
     """
 
     spec: Experiment
@@ -48,6 +49,7 @@ class Facts(NamedTuple):
     check: SampleRatioCheck
     correction: Corrected | None
     left_out: bool
+    alike: Sequence[str]
 
     @property
     def scale(self) -> Scale:
@@ -210,8 +212,14 @@ def _data_notes(facts: Facts) -> Iterator[str]:
     missing = [row.variant_id for row in facts.rows if _is_missing(row)]
     if missing and facts.spec.objective.reward != "binary":
         yield (
-            f"Not compared, for having fewer than two trials or always the same "
-            f"reward: {names(missing)}."
+            "Not compared, for having fewer than two trials, or because no two rewards "
+            f"differ: {names(missing)}."
+        )
+    alike = [row.variant_id for row in facts.rows if _is_alike(facts, row)]
+    if alike:
+        yield (
+            f"Always the same reward: {names(alike)}. Without a spread of their own they "
+            "are compared by that of all variants together."
         )
     idle = [r for r in facts.rows if r.status != "active" and r.probability_best]
     if idle:
@@ -228,6 +236,10 @@ def _is_few(row: VariantRow) -> bool:
 
 def _is_missing(row: VariantRow) -> bool:
     return row.probability_best is None and row.status == "active"
+
+
+def _is_alike(facts: Facts, row: VariantRow) -> bool:
+    return row.probability_best is not None and row.variant_id in facts.alike
 
 
 def _reading_notes(facts: Facts, verdict: Verdict) -> Iterator[str]:
