@@ -36,7 +36,7 @@ AUDIT_TABLE = pa.schema(
 """A row a decision that was learned otherwise than it stands now, or was excluded.
 
 was_trial, was_micros: as the live fold learned it, or, where it never did, as it was before
-refunds and retractions; reason: `late event`, `refund`,
+refunds and retractions; reason: `late event`, `refund` (of rewards of kind `value`),
 `retract`, or why it was excluded (`lake.traffic`).
 """
 LATE, REFUND, RETRACT = "late event", "refund", "retract"
@@ -51,7 +51,7 @@ def audit_of(settled: ir.Table) -> ir.Table:
     reason = ibis.cases(
         (excluded.notnull(), excluded),
         (settled.late_retracts > 0, RETRACT),
-        (settled.late_refunds > 0, REFUND),
+        ((settled.late_refunds > 0) & (settled.reward == "value"), REFUND),
         else_=LATE,
     )
     told = settled.mutate(
