@@ -1,6 +1,7 @@
 """Snapshots: frozen, the same from bytes, and decisions that can be drawn again."""
 
 import ast
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -304,6 +305,25 @@ def test_holdout_is_uniform_over_the_eligible() -> None:
         held = [d for d in drawn if d.mode == "holdout"]
         assert {d.propensity for d in held} == {1.0 / n}
         assert {d.arm for d in held} == set(range(4) if eligible is None else eligible)
+
+
+@pytest.mark.parametrize("kind", ["beta_thompson", "linear_thompson", "lin_ucb"])
+@pytest.mark.parametrize("holdout_share", [0.0, 0.999])
+@pytest.mark.parametrize(
+    "eligible",
+    [(), (5,), (10**9,), (-1,), (0, 0), (1, 0), [0, 1], (0.0, 2.0), ("v0",), 1],
+)
+def test_eligible_that_is_no_set_of_arms_is_refused(
+    kind: str, holdout_share: float, eligible: Any
+) -> None:
+    """Field, value and rule are named, whoever draws; nothing is read beyond the arms."""
+    entry = record({"kind": kind}, holdout_share=holdout_share)
+    state = policy_of(entry.spec).init(5)
+    snapshot = build_snapshot(entry, state, version=1, created_at_ms=0)
+    assert decide(snapshot, b"nonce", "u", eligible=(0, 1)).arm in (0, 1)
+    rule = re.escape("must be a tuple of arms in 0 … 4, ascending, not empty.")
+    with pytest.raises(ValueError, match=f"^eligible == .*, {rule}$"):
+        decide(snapshot, b"nonce", "u", eligible=eligible)
 
 
 @pytest.mark.parametrize("n_eligible", [1, 2, 3, 7, 8, 9, 49, 50, 1000])

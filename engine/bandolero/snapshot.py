@@ -5,6 +5,7 @@ hash and a look-up. A snapshot is safe to share between threads: its arrays are
 read-only, and its cache of eligible sets only ever gains entries of equal value.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -113,6 +114,7 @@ class Snapshot:
     full: Distribution = field(init=False)
     sets: dict[tuple[int, ...], Distribution] = field(init=False)
     misses: set[tuple[int, ...]] = field(init=False)
+    checked: set[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive what is looked up per decision."""
@@ -129,6 +131,7 @@ class Snapshot:
         put(self, "full", _distribution(self.probabilities, active, EXACT))
         put(self, "sets", {active: self.full})
         put(self, "misses", set())
+        put(self, "checked", set())
 
     @property
     def is_alike(self) -> bool:
@@ -217,10 +220,18 @@ def decide(
         Whom the decision is for, as given. With `sticky: unit` it fixes the draw
         instead; where there is a holdout it fixes who is held out.
     eligible
-        Arms that may be drawn, ascending, not empty; None for all active ones.
+        Arms that may be drawn, ascending, not empty, also such as were paused when the
+        snapshot was built; None for all active ones.
     context
         What is known of the request; see `bandolero.features`.
+
+    Raises
+    ------
+    ValueError
+        When `eligible` is not what it must be.
     """
+    if eligible is not None:
+        _check_eligible(snapshot, eligible)
     if snapshot.is_plain:
         draw = snapshot.draw(nonce)
     else:
@@ -236,6 +247,22 @@ def decide(
     # What `Drawn(...)` comes to, less a call: this is the way of every decision.
     share = snapshot.full.probabilities[arm]
     return _new(Drawn, (arm, share, draw, snapshot.mode, None, None))
+
+
+def _check_eligible(snapshot: Snapshot, eligible: tuple[int, ...]) -> None:
+    """Raise unless these are arms of the snapshot; a right set is looked at once."""
+    if type(eligible) is tuple and eligible in snapshot.checked:
+        return
+    n_arms = len(snapshot.probabilities)
+    is_right = type(eligible) is tuple and len(eligible) > 0
+    if not is_right or not all(
+        isinstance(arm, int | np.integer) and low < arm < n_arms
+        for low, arm in zip((-1, *eligible), eligible, strict=False)
+    ):
+        rule = f"must be a tuple of arms in 0 … {n_arms - 1}, ascending, not empty"
+        raise ValueError(f"eligible == {reprlib.repr(eligible)}, {rule}.")
+    if len(snapshot.checked) < MAX_CACHED_SETS:
+        snapshot.checked.add(eligible)
 
 
 def decide_alike(
