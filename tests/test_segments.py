@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import digamma, polygamma
 
+from bandolero.fold import Correction
 from bandolero.inference.interaction import interaction, log_means, log_rates
 from bandolero.lake.refresh import refresh
 from bandolero.lake.traffic import TrafficRules
@@ -24,7 +25,7 @@ from bandolero.report.model import LEVELS_SHOWN, Level, Segment
 from bandolero.report.segments import COLUMNS, MEASURES, SegmentRows
 from bandolero.report.tabular import METADATA_KEY, to_csv, to_json, to_parquet
 from bandolero.report.text import to_text
-from report_cases import DAY, NOW_MS, epoch, record_of, report_of
+from report_cases import DAY, NOW_MS, epoch, has_note, record_of, report_of
 from strategies import START_MS, VARIANTS, Row, decision, event
 from test_contextual import folded, spec_of
 from test_contextual import record_of as running
@@ -187,6 +188,30 @@ def test_lost_decisions_close_the_levels_too() -> None:
     assert report.verdict == "mismatch"
     assert segment_of(report).headline.startswith("Do not act on any level")
     assert {one.verdict for one in segment_of(report).levels} == {"mismatch"}
+
+
+def test_levels_of_some_days_hold_what_the_totals_leave_out() -> None:
+    """Ingested decisions have a day in levels, and none in totals: each says so, and how many."""
+    record = record_of("One", "Two", context=[DEVICE])
+    segment = SegmentRows("device", NOW_MS, rows_of(*UNLIKE))
+    ingested = Correction(
+        "acme", "hero", NOW_MS, {}, {}, {}, {"v1": 4000, "v2": 4000}, {}
+    )
+    report = report_of(record, correction=ingested, segment=segment, from_day=DAY)
+    found = segment_of(report)
+    assert found.whole is not None
+    assert (report.totals.trials, found.whole.trials) == (0, 8000)
+    assert report.headline.endswith("what only the refresh counted is left out.")
+    assert has_note(report, "8,000 decisions of any day not learned live (ingested")
+    for shown in (to_text(report), to_html(report)):
+        assert "has settled" not in shown
+    assert any("which the totals of these days leave out" in n for n in found.notes)
+    whole = report_of(record, correction=ingested, segment=segment)
+    assert whole.totals.decisions == 8000
+    assert not any("leave out" in note for note in segment_of(whole).notes)
+    alone = report_of(record, from_day=DAY)
+    assert alone.headline == "Nothing to compare yet: no trial has settled."
+    assert not has_note(alone, "left out")
 
 
 # --- against the whole -------------------------------------------------------------------

@@ -74,10 +74,15 @@ def build_report(
     pending = _pending(record, decided, settled)
     rows = _rows(record, counts, pending, snapshot)
     totals = _totals(rows)
-    left_out = by_day and correction is not None and bool(correction.changes)
+    left_out = correction if by_day else None
+    if left_out is not None and not (left_out.changes or left_out.unlearned):
+        left_out = None
     mismatch = check.verdict == "mismatch"
     days = from_day, to_day
-    levels = None if segment is None else segment_of(record, segment, days, mismatch)
+    levels = None
+    if segment is not None:
+        is_fuller = left_out is not None
+        levels = segment_of(record, segment, days, mismatch, is_fuller)
     alike = without_spread(record, counts)
     words = judge(Facts(record.spec, rows, totals, check, added, left_out, alike))
     spec = record.spec

@@ -26,7 +26,7 @@ STRETCHES_MAX = 40
 """At most so many stretches of epochs are told apart."""
 STICKY_REASON = "sticky draws repeat within a unit; needs units' first decisions"
 ROUNDING = 1e-9
-NONE_REASON = "no decision has settled"
+NONE_REASON = "no decision to check"
 UNKNOWN_REASON = "no decision has known probabilities"
 
 

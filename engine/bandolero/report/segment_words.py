@@ -25,7 +25,8 @@ class SegmentFacts(NamedTuple):
     """What there is to say of all levels; see `bandolero.report.model.Segment`.
 
     n_levels: how many are shown. mismatch: whether decisions did not split as logged.
-    sticky: whether trials of a unit are not independent.
+    is_fuller: whether levels hold what the totals beside them leave out. sticky: whether
+    trials of a unit are not independent.
     """
 
     field: str
@@ -35,6 +36,7 @@ class SegmentFacts(NamedTuple):
     unseen: Sequence[str]
     interaction: Interaction | None
     mismatch: bool
+    is_fuller: bool
     sticky: bool
 
 
@@ -98,10 +100,11 @@ def notes(facts: SegmentFacts) -> Iterator[str]:
     """What to bear in mind about levels."""
     if facts.watermark_ms is None or facts.n_levels == 0:
         return
+    fuller = ", which the totals of these days leave out" if facts.is_fuller else ""
     yield (
         f"Levels are counted by the refresh, here up to {moment(facts.watermark_ms)}, with "
-        "late events, refunds and retractions. What settled since is counted under all "
-        "requests only."
+        "decisions not learned live (ingested ones for instance), late events, refunds and "
+        f"retractions{fuller}. What settled since is counted under all requests only."
     )
     if facts.n_levels > 1:
         luck = 1.0 - (1.0 - 2.0 * (1.0 - STANDS_OUT)) ** facts.n_levels

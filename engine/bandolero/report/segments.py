@@ -67,7 +67,11 @@ def categorical_fields(record: ExperimentRecord) -> dict[str, list[str]]:
 
 
 def segment_of(
-    record: ExperimentRecord, given: SegmentRows, days: Days, mismatch: bool
+    record: ExperimentRecord,
+    given: SegmentRows,
+    days: Days,
+    mismatch: bool,
+    is_fuller: bool,
 ) -> Segment:
     """The report of each level of one of `categorical_fields`.
 
@@ -77,6 +81,8 @@ def segment_of(
         First and last day of the decisions to count, both included; None: no bound.
     mismatch
         Whether all decisions together did not split as logged: no level is read then.
+    is_fuller
+        Whether rows hold what the report of all requests leaves out.
     """
     levels = categorical_fields(record)[given.field]
     sums = {} if given.rows is None else _sums(record, levels, given.rows, days)
@@ -96,6 +102,7 @@ def segment_of(
         unseen=[level for level in levels if level not in sums],
         interaction=found,
         mismatch=mismatch,
+        is_fuller=is_fuller,
         sticky=record.spec.allocation.sticky == "unit",
     )
     return Segment(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bandolero.experiment import Experiment
+from bandolero.fold import Correction
 from bandolero.policy_specs import CONTEXTUAL
 from bandolero.report.model import (
     Corrected,
@@ -39,8 +40,8 @@ FEW_TRIALS = 100
 class Facts(NamedTuple):
     """What there is to put into words.
 
-    left_out: whether corrections exist that the report does not hold. alike: variants
-    that always earned the same, where rewards are not binary.
+    left_out: what the refresh knew and the report does not hold; None where it holds all.
+    alike: variants that always earned the same, where rewards are not binary.
     """
 
     spec: Experiment
@@ -48,7 +49,7 @@ class Facts(NamedTuple):
     totals: Totals
     check: SampleRatioCheck
     correction: Corrected | None
-    left_out: bool
+    left_out: Correction | None
     alike: Sequence[str]
 
     @property
@@ -98,6 +99,11 @@ def judge(facts: Facts) -> Words:
 
 
 def _headline(facts: Facts) -> tuple[Verdict, str]:
+    if facts.totals.trials == 0 and facts.left_out is not None:
+        return "empty", (
+            "Nothing to compare: no trial of these days was learned live, and what only "
+            "the refresh counted is left out."
+        )
     if facts.totals.trials == 0:
         return "empty", "Nothing to compare yet: no trial has settled."
     if (worst := mismatched(facts.check)) is not None:
@@ -208,7 +214,7 @@ def _data_notes(facts: Facts) -> Iterator[str]:
         listed = names(f"{row.variant_id} ({count(row.trials)})" for row in few)
         yield f"Fewer than {FEW_TRIALS} trials: {listed}. Their rates say little yet."
     if facts.spec.objective.trial == "impression" and not facts.totals.impressions:
-        yield "Only decisions with an impression count as trials, and none has come yet."
+        yield "Only decisions with an impression count as trials, and none here has one."
     missing = [row.variant_id for row in facts.rows if _is_missing(row)]
     if missing and facts.spec.objective.reward != "binary":
         yield (
@@ -287,11 +293,21 @@ def _time_notes(facts: Facts) -> Iterator[str]:
         )
     if facts.correction is not None and facts.correction.variants:
         yield _added(facts.correction)
-    if facts.left_out:
-        yield (
-            "Late events, refunds and retractions are left out, because the report is "
-            "restricted to some days; the report of all days has them."
-        )
+    if facts.left_out is not None:
+        yield _left_out(sum(facts.left_out.unlearned.values()))
+
+
+def _left_out(decisions: int) -> str:
+    """What a report of some days lacks, as a sentence."""
+    counted = (
+        f"{amount(decisions, 'decision')} of any day not learned live (ingested from files, "
+        "or logged over an hour late), "
+    )
+    return (
+        "What only the refresh counted is left out, because the report is restricted to "
+        f"some days: {counted if decisions else ''}late events, refunds and retractions. "
+        "The report of all days has it."
+    )
 
 
 def _added(added: Corrected) -> str:
