@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,20 @@ def archived(worker: Worker, lake: Lake) -> list[str | None]:
         archive(worker.store, lake, shard, 10_000_000)
     units: list[str | None] = lake.read("decisions")[0]["unit"].to_pylist()
     return units
+
+
+@needs_server
+def test_a_receipt_leaves_time_for_what_may_hold_files_up(worker: Worker) -> None:
+    """Two passes of the archiver, in each of which someone else may be rewriting files."""
+    receipt = asked_for(worker)
+    asked, by = (
+        datetime.fromisoformat(receipt[name])
+        for name in ("requested_at", "from_lake_by")
+    )
+    passes_ms = 2 * (Settings().archive_interval_s * 1000 + keys.REWRITE_LEASE_MS)
+    assert by - asked == timedelta(milliseconds=passes_ms + SLACK_MS)
+    state = state_of(worker.store, "acme", receipt["erasure_id"])
+    assert state["lake"]["by"] == receipt["from_lake_by"]
 
 
 @needs_server

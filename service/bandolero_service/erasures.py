@@ -302,8 +302,12 @@ def _written(progress: Progress) -> str:
 
 
 def _lake_ms(settings: Settings) -> int:
-    """How long the lake may take, while the archiver runs."""
-    return SLACK_MS + round(2000 * settings.archive_interval_s)
+    """How long the lake may take, while the archiver runs and keeps up.
+
+    The pass that is going on, and the next: each may find the files held by a merge.
+    """
+    pass_ms = round(1000 * settings.archive_interval_s) + keys.REWRITE_LEASE_MS
+    return SLACK_MS + 2 * pass_ms
 
 
 def _log_ms(store: Store, settings: Settings) -> int:

@@ -199,7 +199,11 @@ class ExplainedDecision(TypedDict):
 
 
 class Receipt(TypedDict):
-    """What will be erased of a unit, by when, and what cannot be."""
+    """What will be erased of a unit, by when, and what cannot be.
+
+    The times hold while the archiver runs and keeps up; `GET /v1/erasures/{id}` says
+    whether it is done; where it took longer it is still `pending`.
+    """
 
     erasure_id: str
     tenant: str
