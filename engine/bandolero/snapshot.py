@@ -249,7 +249,7 @@ def decide(
     return _new(Drawn, (arm, share, draw, snapshot.mode, None, None))
 
 
-def _check_eligible(snapshot: Snapshot, eligible: tuple[int, ...]) -> None:
+def _check_eligible(snapshot: Snapshot, eligible: tuple[Any, ...]) -> None:
     """Raise unless these are arms of the snapshot; a right set is looked at once."""
     if type(eligible) is tuple and eligible in snapshot.checked:
         return
