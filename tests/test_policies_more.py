@@ -469,3 +469,29 @@ def test_bad_trials_are_refused(
     state = policy.init(N_ARMS)
     with pytest.raises(ValueError, match=message):
         policy.update(state, np.array(arms), np.array(rewards))
+
+
+@pytest.mark.parametrize("reward", [-3.0, -0.5, 0.5, 1.000001])
+def test_a_reward_that_is_no_count_is_refused(reward: float) -> None:
+    """Counts are whole and not negative; the state stays one that has probabilities."""
+    policy = PoissonThompson()
+    with pytest.raises(ValueError, match=r"^rewards has .* must be whole and >= 0\.$"):
+        policy.update(policy.init(2), np.array([0, 1]), np.array([1.0, reward]))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, -2.0], r"weights has -2 in it, must be >= 0\."),
+        ([1.0, np.nan], "weights has nan or inf"),
+        ([1.0], r"weights.shape == \(1,\), must be \(2,\)\."),
+    ],
+)
+@pytest.mark.parametrize("policy", [*BINARY[::2], *OTHERS[:3]], ids=repr)
+def test_bad_weights_are_refused(
+    policy: Any, weights: list[float], message: str
+) -> None:
+    """How much a trial counts is one finite number each, and never less than nothing."""
+    trials = np.array([0, 1]), np.array([1.0, 0.0])
+    with pytest.raises(ValueError, match=message):
+        policy.update(policy.init(N_ARMS), *trials, np.array(weights))

@@ -252,6 +252,22 @@ def checked_weights(weights: Floats | None, n_trials: int) -> Floats:
     return weights
 
 
+def counting_weights(weights: Floats | None, n_trials: int) -> Floats | None:
+    """`checked_weights`, (n_trials,), none below 0; None where it is not said.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    if weights is None:
+        return None
+    weights = checked_weights(weights, n_trials)
+    if weights.size and weights.min() < 0.0:
+        raise ValueError(f"weights has {weights.min():g} in it, must be >= 0.")
+    return weights
+
+
 def _check_shape(name: str, given: NDArray[Any], shape: tuple[int, ...]) -> None:
     if given.shape != shape:
         raise ValueError(f"{name}.shape == {given.shape}, must be {shape}.")

@@ -19,6 +19,7 @@ from bandolero.policies.base import (
     checked_rewards,
     corrected,
     count,
+    counting_weights,
     no_counts,
     prior_arrays,
 )
@@ -97,10 +98,11 @@ class BetaThompson:
     ) -> BetaState:
         """Count trials, and those with a positive reward: arms, rewards (n_trials,).
 
-        With `weights` (n_trials,), how much each counts. Raises as `Policy.update` does.
+        With `weights` (n_trials,), >= 0, how much each counts. Raises as `Policy.update` does.
         """
         n_arms = len(state.trials)
         arms, rewards = checked_rewards(n_arms, arms, rewards)
+        weights = counting_weights(weights, arms.size)
         won = rewards > 0.0
         hits = count(arms[won], n_arms, None if weights is None else weights[won])
         trials = count(arms, n_arms, weights)

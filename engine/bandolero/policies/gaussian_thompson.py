@@ -30,6 +30,7 @@ from bandolero.policies.base import (
     corrected,
     count,
     count_micros,
+    counting_weights,
     no_counts,
     prior_arrays,
     take,
@@ -137,10 +138,11 @@ class GaussianThompson:
     ) -> GaussianState:
         """Count trials, and sum rewards and their squares: arms, rewards (n_trials,).
 
-        With `weights` (n_trials,), how much each counts. Raises as `Policy.update` does.
+        With `weights` (n_trials,), >= 0, how much each counts. Raises as `Policy.update` does.
         """
         n_arms = len(state.trials)
         arms, rewards = checked_rewards(n_arms, arms, rewards)
+        weights = counting_weights(weights, arms.size)
         squares = rewards**2 if weights is None else weights * rewards**2
         return state._replace(
             trials=state.trials + count(arms, n_arms, weights),

@@ -23,6 +23,7 @@ from bandolero.policies.base import (
     checked_rewards,
     corrected,
     count,
+    counting_weights,
     no_counts,
     prior_arrays,
 )
@@ -104,13 +105,17 @@ class PoissonThompson:
     ) -> GammaState:
         """Count trials and what they earned: arms, rewards (n_trials,).
 
-        Rewards are whole numbers, not negative; they are rounded to such.
-        With `weights` (n_trials,), how much each counts. Raises as `Policy.update` does.
+        Rewards are whole numbers, not negative. With `weights` (n_trials,), >= 0, how much
+        each counts. Raises as `Policy.update` does, and for a reward that is no count.
         """
         n_arms = len(state.trials)
         arms, rewards = checked_rewards(n_arms, arms, rewards)
-        whole = np.rint(rewards)
-        earned = count(arms, n_arms, whole if weights is None else whole * weights)
+        weights = counting_weights(weights, arms.size)
+        is_count = (rewards >= 0.0) & (rewards == np.rint(rewards))
+        if not is_count.all():
+            worst = rewards[~is_count][0]
+            raise ValueError(f"rewards has {worst:g} in it, must be whole and >= 0.")
+        earned = count(arms, n_arms, rewards if weights is None else rewards * weights)
         if weights is None:
             earned = earned.astype(np.int64)
         return state._replace(
