@@ -2,7 +2,9 @@
 
 One ridge regression an arm, pulled towards the regression of all arms together; without
 context, a mean pulled towards the overall mean. How strongly is estimated: the noise of a
-trial over the variance between arms, so that arms that do not differ are one arm.
+trial over the variance between arms, so that arms that do not differ are one arm. In
+their means arms are pulled by one strength and in what the context changes by another,
+both whatever the coding of the context.
 
 Trials are predicted by a model that has not seen them nor any of their cluster
 (cross-fitting): all a fit needs are sums, and a fold's are taken off the total. Linear
@@ -26,6 +28,9 @@ from bandolero.evaluate.trials import Trials
 
 N_FOLDS = 5
 SHRINKAGE_MIN, SHRINKAGE_MAX = 1.0, 1e6
+RIDGE = 1e-7
+"""Part of all sums that is added to each, for those without an inverse: levels never seen,
+columns that add up. Less would leave nothing of their digits."""
 
 
 class Weighed(NamedTuple):
@@ -160,35 +165,113 @@ def _solved(gram: Floats, moment: Floats, squares: float) -> Floats:
 
 def _inverses(gram: Floats, moment: Floats, squares: float) -> tuple[Floats, Floats]:
     """Inverses of the penalised sums of x x': by arm, and of all arms."""
-    identity = np.eye(gram.shape[1])
-    shared = np.linalg.inv(gram.sum(axis=0) + identity)
-    penalty = _shrinkage(gram, moment, squares, shared)
-    own = np.linalg.inv(gram + penalty * identity)
+    total = gram.sum(axis=0)
+    ridge = RIDGE * max(float(np.trace(total)), 1.0) * np.eye(len(total))
+    shared = np.linalg.inv(total + ridge)
+    penalties, unit = _kinds(total)
+    free = np.asarray(np.linalg.inv(gram + ridge), np.float64)
+    noise, between = _variances(gram, moment, squares, shared, free, unit)
+    strengths = _strengths(noise, between)
+    own = np.linalg.inv(gram + np.tensordot(strengths, penalties, 1) + ridge)
     return np.asarray(own, np.float64), np.asarray(shared, np.float64)
 
 
-def _shrinkage(gram: Floats, moment: Floats, squares: float, shared: Floats) -> float:
-    """Variance of a trial over that of a coefficient between arms, by moments.
+def _kinds(total: Floats) -> tuple[Floats, Floats]:
+    """How an arm may deviate: in its mean, or in what changes with the situation.
 
-    What arms explain beyond all of them together, less what noise explains, over how much
-    it grows with the variance of coefficients; without context, DerSimonian and Laird's.
+    Both are said by what is predicted, so that no coding of features matters.
+
+    Parameters
+    ----------
+    total
+        (n_features, n_features), sums of x x' over all trials.
+
+    Returns
+    -------
+    penalties
+        (2, n_features, n_features): what a trial's worth of each adds to sums of x x'.
+    unit
+        (n_features, n_features): covariance of coefficients by which predictions change
+        by a variance of 1.
     """
-    inverse = np.linalg.inv(gram + np.eye(gram.shape[1]))
-    ranks = np.einsum("kij,kji->k", inverse, gram)
+    mean = total[0] / max(float(total[0, 0]), 1.0)
+    of_mean = np.outer(mean, mean)
+    changes = (total / max(float(total[0, 0]), 1.0) - of_mean)[1:, 1:]
+    inverse = np.linalg.pinv(changes, rcond=RIDGE, hermitian=True)
+    n_changes = max(float(np.trace(inverse @ changes)), 1.0)
+    penalties = np.zeros((2, *total.shape))
+    penalties[0], penalties[1, 1:, 1:] = of_mean, n_changes * changes
+    slopes = np.vstack((-mean[1:], np.eye(len(changes))))
+    return penalties, slopes @ inverse @ slopes.T / n_changes
+
+
+def _strengths(noise: float, between: Floats) -> Floats:
+    """How many trials pull arms together, by kind of deviation, (2,)."""
+    if noise / SHRINKAGE_MAX <= 0.0:
+        return np.full(2, SHRINKAGE_MAX)
+    pulls = noise / np.maximum(between, noise / SHRINKAGE_MAX)
+    return np.asarray(np.maximum(pulls, SHRINKAGE_MIN), np.float64)
+
+
+def _variances(
+    gram: Floats,
+    moment: Floats,
+    squares: float,
+    shared: Floats,
+    free: Floats,
+    unit: Floats,
+) -> tuple[float, Floats]:
+    """Variance of a trial, and of each kind of deviation between arms, (2,), by moments.
+
+    That of means as DerSimonian and Laird have it; that of changes from all that arms
+    explain beyond all of them together, less what noise explains: so much at most, lest
+    changes be pulled away where means differ in a log that looked at the situation.
+
+    Parameters
+    ----------
+    shared, free
+        Inverses of the sums of all arms and, without penalty, of each.
+    unit
+        As of `_kinds`.
+    """
     total = gram.sum(axis=0)
-    free = float(total[0, 0] - ranks.sum())
-    if free <= 0.0:
-        return SHRINKAGE_MAX
-    noise = squares - float(np.einsum("ki,kij,kj->", moment, inverse, moment))
-    noise = max(noise, 0.0) / free
+    ranks = float(np.einsum("kij,kji->", free, gram))
+    left = float(total[0, 0]) - ranks
+    if left <= 0.0:
+        return 0.0, np.zeros(2)
+    noise = squares - float(np.einsum("ki,kij,kj->", moment, free, moment))
+    noise = max(noise, 0.0) / left
     residual = moment - gram @ (shared @ moment.sum(axis=0))
-    explained = float(np.einsum("ki,kij,kj->", residual, inverse, residual))
-    by_noise = noise * float(ranks.sum() - np.trace(shared @ total))
-    slope = np.trace(total) - np.einsum("ij,kjl,kli->", shared, gram, gram)
-    between = max(explained - by_noise, 0.0) / float(slope) if slope > 0.0 else 0.0
-    if between <= noise / SHRINKAGE_MAX:
-        return SHRINKAGE_MAX
-    return max(noise / between, SHRINKAGE_MIN)
+    of_means = _between_means(gram, residual, free, noise)
+    explained = float(np.einsum("ki,kij,kj->", residual, free, residual))
+    explained -= noise * (ranks - float(np.trace(shared @ total)))
+    by_change = _growth(gram, shared, unit)
+    of_changes = max(explained, 0.0) / by_change if by_change > 0.0 else 0.0
+    return noise, np.array([of_means, of_changes])
+
+
+def _between_means(gram: Floats, residual: Floats, free: Floats, noise: float) -> float:
+    """Variance of what arms deviate by, in the mean over all situations.
+
+    From all arms together, not from their mean: a log that looked at the situation shows
+    more of some arms, and it is to all together that they are pulled.
+    """
+    mean = gram[:, 0, :].sum(axis=0) / float(gram[:, 0, 0].sum())
+    asked = free @ mean
+    deviations = np.einsum("ki,ki->k", asked, residual)
+    worth = 1.0 / (asked @ mean)  # trials that an arm's deviation is known by
+    share = worth / worth.sum()
+    by_noise = worth * np.einsum("ki,kij,kj->k", asked, gram, asked)
+    excess = float(worth @ deviations**2 - noise * ((1.0 - share) @ by_noise))
+    growth = float(worth @ (1.0 - share))
+    return max(excess, 0.0) / growth if growth > 0.0 else 0.0
+
+
+def _growth(gram: Floats, shared: Floats, unit: Floats) -> float:
+    """By how much a unit of covariance makes what arms explain grow."""
+    spread = gram @ unit
+    squared = np.einsum("kij,kjl->il", spread, gram)
+    return float(np.einsum("kii->", spread)) - float(np.sum(shared * squared))
 
 
 @kernel

@@ -18,6 +18,7 @@ MEANINGS = {
     "dros": "DR, shrunk",
 }
 """Estimators in the words of a table."""
+BIAS = "the direct method's interval knows nothing of its model's bias: trust doubly robust"
 
 
 def to_json(answer: Answer) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def to_text(answer: Answer) -> str:
     if found.n_clusters < found.n_trials:
         lines.append(f"{found.n_clusters:,} units, each taken as one observation")
     if found.is_supported:
-        lines += ["", *_table(found.estimates)]
+        lines += ["", *_table(found.estimates), BIAS]
     else:
         lines += ["", "not enough support:"]
         lines += [f"  {reason}" for reason in found.support.reasons]
