@@ -48,6 +48,33 @@ def test_control_may_be_any_arm() -> None:
             assert np.flatnonzero(np.isnan(column)).tolist() == [control]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "control", "credibility", "message"),
+    [
+        ([1.0, -1.0], [1.0, 1.0], 0, 0.95, "alpha has -1 in it, must be positive"),
+        ([1.0, 1.0], [1.0, np.nan], 0, 0.95, "beta has nan in it, must be positive"),
+        ([1.0, 1.0], [1.0, 0.0], 0, 0.95, "beta has 0 in it, must be positive"),
+        ([1.0, 1.0], [1.0, 1.0], -1, 0.95, r"control == -1, must be in 0 … 1\."),
+        ([1.0, 1.0], [1.0, 1.0], 2, 0.95, r"control == 2, must be in 0 … 1\."),
+        ([1.0, 1.0], [1.0, 1.0], 0, 95, r"credibility == 95, must be in \(0, 1\)\."),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    first: list[float],
+    second: list[float],
+    control: int,
+    credibility: float,
+    message: str,
+) -> None:
+    """Field, value and rule are named before anything is integrated."""
+    columns = np.array(first), np.array(second)
+    with pytest.raises(ValueError, match=message):
+        compare_rates(*columns, control, credibility)
+    if "alpha" not in message:  # a mean may be negative
+        with pytest.raises(ValueError, match=message.replace("beta", "sd")):
+            compare_means(*columns, control, credibility)
+
+
 def test_one_arm_alone() -> None:
     """A lone control is best, loses nothing, and has no lift."""
     for table in (

@@ -307,6 +307,15 @@ def test_holdout_is_uniform_over_the_eligible() -> None:
         assert {d.arm for d in held} == set(range(4) if eligible is None else eligible)
 
 
+def test_all_paused_has_no_snapshot() -> None:
+    """Where no variant may be shown, what is wrong is said by name."""
+    entry = record()
+    paused = dict.fromkeys(entry.spec.variant_ids, "paused")
+    entry = entry.model_copy(update={"variant_states": paused})
+    with pytest.raises(ValueError, match=r"^variant_states == .*, must leave one act"):
+        build_snapshot(entry, policy_of(entry.spec).init(5), version=1, created_at_ms=0)
+
+
 @pytest.mark.parametrize("kind", ["beta_thompson", "linear_thompson", "lin_ucb"])
 @pytest.mark.parametrize("holdout_share", [0.0, 0.999])
 @pytest.mark.parametrize(

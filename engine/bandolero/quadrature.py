@@ -71,7 +71,8 @@ def best_of_normals(mean: Floats, sd: Floats) -> Best:
     """Probability to be best and expected loss of Normal posteriors, (n_arms,) each.
 
     Any unit and size will do: it is computed in units of the largest number given.
-    Errors stay under 1e-10, of the loss relative to that number.
+    Errors stay under 1e-10, of the loss relative to that number, where every sd is more
+    than 1e-6 of it, and under 1e-3 down to 1e-13; beyond, the narrowest is lost.
 
     Parameters
     ----------
@@ -93,7 +94,8 @@ def best_of_normals(mean: Floats, sd: Floats) -> Best:
 def best_of_students(mean: Floats, scale: Floats, dof: Floats) -> Floats:
     """Probability to be best of Student-t posteriors in any unit, (n_arms,).
 
-    Errors stay under 1e-10 for dof >= 1.
+    Errors stay under 1e-10 for dof >= 1 where scales are within a factor of 1e6, and
+    under 1e-3 up to 1e16; beyond that the narrowest is lost among the widest.
 
     Parameters
     ----------

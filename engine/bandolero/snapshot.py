@@ -180,10 +180,18 @@ def build_snapshot(
     """Compute the probabilities of the active arms and freeze everything.
 
     `state` has one row per variant of the record, in order, and holds the `correction`
-    already; at least one variant must be active.
+    already.
+
+    Raises
+    ------
+    ValueError
+        When no variant is active.
     """
     policy = policy_of(record.spec)
     active = _arms(record.active_arms)
+    if not active.size:
+        states = dict(record.variant_states)
+        raise ValueError(f"variant_states == {states}, must leave one active.")
     prepared = None
     if isinstance(policy, ContextualPolicy):
         prepared = _frozen_state(policy.prepare(state))

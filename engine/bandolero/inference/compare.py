@@ -56,11 +56,16 @@ def compare_rates(
     Parameters
     ----------
     alpha, beta
-        (n_arms,), positive.
+        (n_arms,), positive, finite.
     control
         Arm that the others are compared with.
     credibility
         Of the intervals, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
 
     Examples
     --------
@@ -70,6 +75,9 @@ def compare_rates(
     """
     alpha = np.asarray(alpha, dtype=np.float64)
     beta = np.asarray(beta, dtype=np.float64)
+    _check_positive("alpha", alpha)
+    _check_positive("beta", beta)
+    _check_question(control, len(alpha), credibility)
     tail = 0.5 * (1.0 - credibility)
     best = best_of(alpha, beta)
     other = (float(alpha[control]), float(beta[control]))
@@ -98,11 +106,16 @@ def compare_means(
     Parameters
     ----------
     mean, sd
-        (n_arms,), in the reward's unit; sd, the standard error, is positive.
+        (n_arms,), finite, in the reward's unit; sd, the standard error, is positive.
     control
         Arm that the others are compared with.
     credibility
         Of the intervals, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
 
     Examples
     --------
@@ -110,6 +123,10 @@ def compare_means(
     >>> table.probability_beat_control.round(3)
     array([ nan, 0.76])
     """
+    if not np.isfinite(mean).all():
+        raise ValueError("mean has nan or inf in it, must be finite.")
+    _check_positive("sd", sd)
+    _check_question(control, len(mean), credibility)
     z = -float(ndtri(0.5 * (1.0 - credibility)))
     best = best_of_normals(mean, sd)
     other = (float(mean[control]), float(sd[control]))
@@ -128,6 +145,20 @@ def compare_means(
         expected_loss=best.expected_loss,
         **_against(control, len(mean), beat, lift),
     )
+
+
+def _check_positive(name: str, given: Floats) -> None:
+    fits = np.isfinite(given) & (np.asarray(given) > 0.0)
+    if not fits.all():
+        worst = np.asarray(given)[~fits][0]
+        raise ValueError(f"{name} has {worst:g} in it, must be positive and finite.")
+
+
+def _check_question(control: int, n_arms: int, credibility: float) -> None:
+    if not 0 <= control < n_arms:
+        raise ValueError(f"control == {control}, must be in 0 … {n_arms - 1}.")
+    if not 0.0 < credibility < 1.0:
+        raise ValueError(f"credibility == {credibility}, must be in (0, 1).")
 
 
 def _against(
