@@ -149,6 +149,21 @@ def test_a_paused_variant_is_not_shown_from_an_older_snapshot(worker: Worker) ->
     assert all(row["eligible"] == ["v0", "v2"] for row in worker.logged())
 
 
+def test_a_variant_newer_than_the_snapshot_is_shown_where_no_other_may_be(
+    worker: Worker,
+) -> None:
+    """Until the next snapshot knows it nothing is drawn: it is the fallback of all."""
+    worker.publish(worker.put(experiment("hats", 2, control="v0")), 7)
+    worker.put(experiment("hats", 3, control="v0"), action=None)
+    for old in ("v0", "v1"):
+        worker.pause_variant("hats", old)
+    answer = worker.decide("hats")
+    assert (answer["variant"]["id"], answer["propensity"]) == ("v2", 1.0)
+    assert (answer["mode"], answer["fallback"]) == ("fallback", True)
+    (row,) = worker.logged()
+    assert (row["variant_id"], row["eligible"]) == ("v2", ["v2"])
+
+
 # --- draws -------------------------------------------------------------------------------
 
 

@@ -166,7 +166,7 @@ class Decider:
         if request.eligible is not None:
             eligible = self._narrowed(view, request.eligible)
         nonce, snapshot, kept = next(self._nonces), view.snapshot, consent != "none"
-        if status == "paused" or not kept:
+        if status == "paused" or not kept or eligible == ():
             drawn = Drawn(_fallback_arm(view, eligible), 1.0, 0.0, FALLBACK)
         else:
             drawn = decide(snapshot, nonce, unit, eligible, context.given)
@@ -250,10 +250,14 @@ def _stored(
 
 
 def _fallback_arm(view: View, eligible: tuple[int, ...] | None) -> int:
-    """The control where it may be shown, else the first that may."""
+    """The control where it may be shown, else the first that may.
+
+    Where none that the snapshot knows may be, those that it does not know yet may.
+    """
     allowed = view.snapshot.full.eligible if eligible is None else eligible
     control = view.record.spec.control_arm
-    return control if control in allowed or not allowed else allowed[0]
+    allowed = allowed or view.record.active_arms
+    return control if control in allowed else allowed[0]
 
 
 def _context_of(view: View, request: DecideRequest) -> Context:
